@@ -1,0 +1,81 @@
+"""Durable state persistence for pydantic-graph: runs that survive crashes, deploys and people who answer tomorrow."""
+
+from __future__ import annotations
+
+from ._host import BaseStatePersistence
+from .commit import Attempt, Ownership, StepError, StepRecord
+from .errors import (
+    CorruptSnapshotError,
+    GraphkeepError,
+    GraphNodeRunningError,
+    GraphNodeStatusError,
+    InvalidRunIdError,
+    LockTimeoutError,
+    NoCurrentStepError,
+    OwnershipLostError,
+    RunFailedError,
+    RunFinishedError,
+    RunOwnedError,
+    SnapshotStatusError,
+    StorageError,
+    UnfaithfulSnapshotError,
+    UnknownRunError,
+    UnknownSnapshotError,
+    UnsupportedTypeError,
+)
+from .file import FileStatePersistence, FileStore
+from .graph import Graph, GraphRun, GraphRunResult
+from .memory import FullStatePersistence, MemoryStore, SimpleStatePersistence
+from .owner import Owner
+from .persistence import StatePersistence
+from .resume import iter_or_resume, run_or_resume
+from .snapshots import EndSnapshot, NodeSnapshot, Snapshot, SnapshotStatus, build_snapshot_list_type_adapter
+from .step import Step, current_step
+from .store import Store
+from .stored import StoredStatePersistence
+
+__all__ = (
+    'Attempt',
+    'BaseStatePersistence',
+    'CorruptSnapshotError',
+    'EndSnapshot',
+    'FileStatePersistence',
+    'FileStore',
+    'FullStatePersistence',
+    'Graph',
+    'GraphNodeRunningError',
+    'GraphNodeStatusError',
+    'GraphRun',
+    'GraphRunResult',
+    'GraphkeepError',
+    'InvalidRunIdError',
+    'LockTimeoutError',
+    'MemoryStore',
+    'NoCurrentStepError',
+    'NodeSnapshot',
+    'Owner',
+    'Ownership',
+    'OwnershipLostError',
+    'RunFailedError',
+    'RunFinishedError',
+    'RunOwnedError',
+    'SimpleStatePersistence',
+    'Snapshot',
+    'SnapshotStatus',
+    'SnapshotStatusError',
+    'StatePersistence',
+    'Step',
+    'StepError',
+    'StepRecord',
+    'StorageError',
+    'Store',
+    'StoredStatePersistence',
+    'UnfaithfulSnapshotError',
+    'UnknownRunError',
+    'UnknownSnapshotError',
+    'UnsupportedTypeError',
+    'build_snapshot_list_type_adapter',
+    'current_step',
+    'iter_or_resume',
+    'run_or_resume',
+)

@@ -1,0 +1,251 @@
+"""The one kind of write there is, as plain data, and the rules that decide whether a backend may apply it.
+
+A backend takes a `Commit` and applies all of it or nothing. The rules are the pure functions at the end of this module,
+so that every backend decides alike: `admit` for ownership, `StepRecord.changed` for statuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal, NamedTuple
+
+from .errors import OwnershipLostError, RunOwnedError, SnapshotStatusError
+from .owner import Owner, is_gone
+from .status import START, SnapshotStatus, Transition
+
+__all__ = (
+    'UNOWNED',
+    'Attempt',
+    'Commit',
+    'Owner',
+    'Ownership',
+    'Receipt',
+    'Row',
+    'StatusChange',
+    'StepError',
+    'StepRecord',
+    'Tail',
+    'admit',
+)
+
+KEPT_ATTEMPTS = 20
+"""How many ended attempts of one snapshot are kept; older ones are counted, not described."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepError:
+    """What a node raised."""
+
+    type: str
+    """The exception's class, with its module unless it is a builtin."""
+    message: str
+    """What `str` said of the exception."""
+    traceback: str
+    """The formatted traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One ended run of a node."""
+
+    start_ts: datetime | None
+    """When it started (UTC)."""
+    duration: float | None
+    """How long it took, in seconds; `None` where nobody was there to see its end."""
+    outcome: Literal['success', 'error', 'released', 'recovered']
+    """How it ended: the node returned, it raised, its owner gave it back, or its owner was gone."""
+    reason: str | None = None
+    """Why, for a released or recovered attempt."""
+    error: StepError | None = None
+    """What the node raised."""
+    owner: str | None = None
+    """The process that ran it, where it is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """What is known of one stored snapshot without decoding it."""
+
+    id: str
+    """The snapshot's id. It may recur in a run: a node that returns itself keeps its id."""
+    kind: Literal['node', 'end'] = 'node'
+    """Whether it is a node to run or the end of the run."""
+    node_id: str
+    """The node's id in the graph, `'End'` for the end."""
+    status: SnapshotStatus = 'created'
+    """Where it is in the status machine; an end is `'success'` from the start."""
+    seq: int = 0
+    """Its place in the run, from 1 on, in the order of writing."""
+    start_ts: datetime | None = None
+    """When its latest attempt started; for an end, when the run ended (UTC)."""
+    duration: float | None = None
+    """How long its latest attempt took, in seconds."""
+    attempt: int = 0
+    """How many times it was started."""
+    attempts: tuple[Attempt, ...] = ()
+    """The ended attempts, oldest first; the last ones where there were very many."""
+    owner: str | None = None
+    """The process that has it pending or running, where it is known."""
+
+    @property
+    def error(self) -> StepError | None:
+        """What the node raised, if its latest attempt ended in that."""
+        return self.attempts[-1].error if self.status == 'error' and self.attempts else None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the run has gone past the point where this snapshot was the next thing to do."""
+        return self.status not in ('created', 'pending')
+
+    def numbered(self, seq: int) -> StepRecord:
+        """Return the record with its place in the run."""
+        return replace(self, seq=seq)
+
+    def changed(self, run_id: str, change: StatusChange, owner: str | None = None) -> StepRecord:
+        """Return the record after `change`.
+
+        Raises:
+            SnapshotStatusError: if its status is not one from which the change is permitted.
+        """
+        transition = change.transition
+        if self.kind == 'end' or self.status not in transition.sources:
+            raise SnapshotStatusError(run_id, self.id, transition, self.status)
+        if transition is START:
+            return replace(
+                self, status='running', start_ts=change.at, duration=None, attempt=self.attempt + 1, owner=owner
+            )
+        if (outcome := _OUTCOMES.get(transition.name)) is None or self.status != 'running':
+            return replace(self, status=transition.target, owner=owner if transition.target == 'pending' else None)
+        ended = Attempt(self.start_ts, change.duration, outcome, change.reason, change.error, self.owner)
+        return replace(
+            self,
+            status=transition.target,
+            duration=change.duration,
+            attempts=(*self.attempts, ended)[-KEPT_ATTEMPTS:],
+            owner=None,
+        )
+
+
+_OUTCOMES: Final[dict[str, Literal['success', 'error', 'released', 'recovered']]] = {
+    'succeed': 'success',
+    'fail': 'error',
+    'release': 'released',
+    'recover': 'recovered',
+}
+
+
+class Row(NamedTuple):
+    """One stored snapshot."""
+
+    record: StepRecord
+    """What every backend knows of it."""
+    body: Any
+    """State and node in the form that the persistence gave them; opaque to the backend."""
+
+
+@dataclass(slots=True)
+class StatusChange:
+    """One change of status within a commit; it means the newest snapshot with this id."""
+
+    snapshot_id: str
+    transition: Transition
+    at: datetime
+    """When it happens (UTC)."""
+    duration: float | None = None
+    """How long the attempt took, in seconds."""
+    error: StepError | None = None
+    """What the node raised."""
+    reason: str | None = None
+    """Why it is released or recovered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Who has a run."""
+
+    fence: int = 0
+    """How many times the run was taken; a commit made under an older number is refused."""
+    owner: Owner | None = None
+    """Who has it now, `None` while it waits for anybody."""
+    expires: datetime | None = None
+    """When the owner's lease runs out (UTC)."""
+
+    def is_free(self, now: datetime) -> bool:
+        """Whether anybody may take the run: nobody has it, its lease has run out, or its process is gone."""
+        return self.owner is None or (self.expires is not None and self.expires <= now) or is_gone(self.owner)
+
+
+UNOWNED: Final = Ownership()
+"""The ownership of a run that nobody has taken yet."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Commit:
+    """A write: applied whole or not at all."""
+
+    changes: Sequence[StatusChange] = ()
+    """Changes of status, in order, each refused unless it finds a status from which it is permitted."""
+    rows: Sequence[Row] = ()
+    """New snapshots, appended after the changes in this order."""
+    unless_exists: str | None = None
+    """Append nothing if the run has a snapshot with this id already."""
+    unless_any: bool = False
+    """Append nothing if the run has any snapshot already."""
+    fence: int | None = None
+    """The number under which the writer has the run, `None` if it does not have it."""
+    take: Owner | None = None
+    """Take the run for this owner, unless the writer has it already; adds 1 to the fence."""
+    lease: float = 0.0
+    """How long the run is taken, or its lease renewed, for; in seconds from now."""
+    give_up: bool = False
+    """Give the run up, so that it is free for anybody."""
+    must_land: bool = False
+    """It ends what a caller has in hand: while it waits for its turn it may not be cancelled either."""
+
+
+class Receipt(NamedTuple):
+    """What a commit did."""
+
+    fence: int = 0
+    """The run's fence after it."""
+    seq: int = 0
+    """The place of the last snapshot that it changed."""
+    attempt: int = 0
+    """The attempt number of the last snapshot that it changed."""
+    interrupted: BaseException | None = None
+    """A cancellation that came while the commit was made, which was made whole all the same: the caller raises it."""
+
+
+class Tail(NamedTuple):
+    """The end of a run: all that going on with it needs, whatever the length of the run."""
+
+    rows: Sequence[Row]
+    """The rows from the newest back to the newest settled one, that one included; empty if nothing is stored."""
+    open: Sequence[Row] = ()
+    """The rows that are pending or running, wherever they are, oldest first."""
+    ownership: Ownership = UNOWNED
+    """Who has the run."""
+
+
+def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> Ownership:
+    """Return the run's ownership after `commit`, or refuse it.
+
+    Raises:
+        OwnershipLostError: if the writer had the run and has it no more.
+        RunOwnedError: if the writer does not have the run and a living owner does.
+    """
+    fence = ownership.fence
+    if commit.fence is not None:
+        if commit.fence != fence or ownership.owner is None:
+            raise OwnershipLostError(run_id, ownership.owner)
+    elif not ownership.is_free(now):
+        raise RunOwnedError(run_id, ownership.owner, ownership.expires)
+    elif commit.take is not None:
+        fence += 1
+    if commit.give_up:
+        return Ownership(fence)
+    if commit.take is None:
+        return ownership
+    return Ownership(fence, commit.take, now + timedelta(seconds=commit.lease))

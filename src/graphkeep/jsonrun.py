@@ -1,0 +1,280 @@
+"""A run as JSON: pydantic-graph 1.x's array of snapshots, with what that has no field for under a key of our own.
+
+pydantic-graph 1.x ignores that key when it reads and drops it when it writes. The states and nodes of a file are carried
+over as the bytes they are, never parsed and written anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from datetime import datetime
+from json.decoder import WHITESPACE
+from typing import Any, Final, NamedTuple, cast, get_args
+
+from .codec import Body
+from .commit import UNOWNED, Attempt, Owner, Ownership, Row, StepError, StepRecord
+from .errors import CorruptSnapshotError
+from .status import SnapshotStatus
+
+__all__ = ('Element', 'Run', 'dump_run', 'parse_body', 'parse_run', 'render')
+
+_OURS: Final = 'graphkeep'
+_KNOWN: Final = frozenset(
+    {'state', 'node', 'result', 'start_ts', 'ts', 'duration', 'status', 'kind', 'id', _OURS}
+)
+_STATUSES: Final = frozenset(get_args(SnapshotStatus))
+_DECODER: Final = json.JSONDecoder()
+
+
+class Element(NamedTuple):
+    """One snapshot of a stored run."""
+
+    row: Row
+    text: bytes
+    """The JSON object that it was read from."""
+    ownership: Ownership
+    """The ownership on record with it."""
+
+
+class Run(NamedTuple):
+    """A stored run."""
+
+    elements: list[Element]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows, oldest first."""
+        return [element.row for element in self.elements]
+
+    @property
+    def owned_at(self) -> int | None:
+        """The position of the snapshot that the run's ownership is on record with."""
+        owned = [i for i, e in enumerate(self.elements) if e.ownership is not UNOWNED]
+        return max(owned, key=lambda i: self.elements[i].ownership.fence, default=None)
+
+
+# -------------------------------------------------------------------------------------------------- writing
+
+
+def render(record: StepRecord, body: Body, ownership: Ownership = UNOWNED, others: bytes = b'') -> bytes:
+    """Return the JSON object of one snapshot, on one line; `others` are further members, each with a comma before it."""
+    if record.kind == 'end':
+        parts = [b'{"state":', body.state, b',"result":', body.node, b',"ts":', _json(_stamp(record.start_ts))]
+    else:
+        parts = [b'{"state":', body.state, b',"node":', body.node, b',"start_ts":', _json(_stamp(record.start_ts))]
+        parts += [b',"duration":', _json(record.duration), b',"status":"', record.status.encode(), b'"']
+    parts += [b',"kind":"', record.kind.encode(), b'","id":', _json(record.id)]
+    if ours := _extras(record, ownership):
+        parts += [b',"', _OURS.encode(), b'":', _json(ours)]
+    parts += [others, b'}']
+    return b''.join(parts)
+
+
+def dump_run(rows: Iterable[Row], *, indent: int | None = None) -> bytes:
+    """Return the JSON array of a whole run."""
+    compact = b'[' + b','.join(render(row.record, row.body) for row in rows) + b']'
+    if indent is None:
+        return compact
+    return json.dumps(json.loads(compact), indent=indent, ensure_ascii=False).encode()
+
+
+def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:
+    extras: dict[str, Any] = {}
+    if record.attempt > 1:
+        extras['attempt'] = record.attempt
+    if record.attempts and not _is_plain(record):
+        extras['attempts'] = [_attempt_to_json(attempt) for attempt in record.attempts]
+    elif record.attempts:
+        extras['owner'] = record.attempts[-1].owner
+    if record.owner:
+        extras['owner'] = record.owner
+    if ownership.fence:
+        extras['fence'] = ownership.fence
+    if ownership.owner is not None:
+        extras['held_by'] = asdict(ownership.owner)
+        extras['expires'] = _stamp(ownership.expires)
+    return extras
+
+
+def _is_plain(record: StepRecord) -> bool:
+    """Whether the snapshot's own fields say all there is to say of its attempts, but for who ran it."""
+    return record.attempt == 1 and record.status == 'success' and len(record.attempts) == 1
+
+
+def _attempt_to_json(attempt: Attempt) -> dict[str, Any]:
+    return {**asdict(attempt), 'start_ts': _stamp(attempt.start_ts)}
+
+
+def _stamp(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(',', ':')).encode('utf-8', 'surrogatepass')
+
+
+# -------------------------------------------------------------------------------------------------- reading
+
+
+def parse_run(data: str | bytes | bytearray, *, place: str) -> Run:
+    """Read the JSON array of a run.
+
+    Raises:
+        CorruptSnapshotError: if it is not UTF-8, not JSON, not an array, or not one of snapshots; it names the place.
+    """
+    try:
+        text = data if isinstance(data, str) else bytes(data).decode()
+        if not text.strip():
+            raise ValueError('it is empty')
+        return Run(list(_elements(text, place)))
+    except json.JSONDecodeError as exc:
+        raise CorruptSnapshotError(
+            f'{place}, line {exc.lineno}, column {exc.colno}', f'is not the JSON of a run: {exc.msg}. {_ADVICE}'
+        ) from exc
+    except (ValueError, RecursionError) as exc:
+        if isinstance(exc, CorruptSnapshotError):
+            raise
+        raise CorruptSnapshotError(place, f'is not the JSON of a run: {exc}. {_ADVICE}') from exc
+
+
+_ADVICE: Final = 'It is left as it is: restore it from a copy, or use another place for a new run.'
+
+
+def parse_body(text: bytes) -> tuple[Body, bytes]:
+    """Return the body that the JSON object of a snapshot holds, and its members that are unknown here, as they are."""
+    decoded = text.decode()
+    spans = {key: decoded[start:end].encode() for key, _, start, end in _members(decoded, 0)}
+    others = b''.join(b',' + _json(key) + b':' + value for key, value in spans.items() if key not in _KNOWN)
+    return Body(spans['state'], spans['node'] if 'node' in spans else spans['result']), others
+
+
+def _elements(text: str, place: str) -> Iterator[Element]:
+    at = _skip(text, 0)
+    if text[at] != '[':
+        raise ValueError('an array of snapshots was expected')
+    at = _skip(text, at + 1)
+    seq = 0
+    while text[at : at + 1] != ']':
+        seq += 1
+        if text[at : at + 1] != '{':
+            raise json.JSONDecodeError('a snapshot was expected', text, at)
+        start, values, spans = at, dict[str, Any](), dict[str, bytes]()
+        for key, value, begin, end in _members(text, at):
+            values[key] = value
+            if key in ('state', 'node', 'result'):
+                spans[key] = text[begin:end].encode()
+            at = end
+        at = text.index('}', at) + 1
+        record, ownership = _read(values, seq, f'{place}, snapshot number {seq}')
+        body = Body(spans['state'], spans['result' if record.kind == 'end' else 'node'])
+        yield Element(Row(record, body), text[start:at].encode(), ownership)
+        at = _skip(text, at)
+        if text[at : at + 1] == ',':
+            at = _skip(text, at + 1)
+        elif text[at : at + 1] != ']':
+            raise json.JSONDecodeError("',' or the end of the array was expected", text, at)
+    if (rest := _skip(text, at + 1)) != len(text):
+        raise json.JSONDecodeError('something follows the end of the array', text, rest)
+
+
+def _members(text: str, at: int) -> Iterator[tuple[str, Any, int, int]]:
+    """Yield key, value and the value's place for each member of the JSON object that begins at `at`."""
+    at = _skip(text, at + 1)
+    while text[at : at + 1] != '}':
+        if text[at : at + 1] != '"':
+            raise json.JSONDecodeError('a name in quotes was expected', text, at)
+        key, at = _DECODER.raw_decode(text, at)
+        at = _skip(text, at)
+        if text[at : at + 1] != ':':
+            raise json.JSONDecodeError("':' was expected", text, at)
+        begin = _skip(text, at + 1)
+        value, at = _DECODER.raw_decode(text, begin)
+        yield cast(str, key), value, begin, at
+        at = _skip(text, at)
+        if text[at : at + 1] == ',':
+            at = _skip(text, at + 1)
+        elif text[at : at + 1] != '}':
+            raise json.JSONDecodeError("',' or '}' was expected", text, at)
+
+
+def _skip(text: str, at: int) -> int:
+    return cast(Any, WHITESPACE).match(text, at).end()
+
+
+def _read(values: Mapping[str, Any], seq: int, place: str) -> tuple[StepRecord, Ownership]:
+    """Return what the members of a snapshot say of it."""
+    kind, snapshot_id = values.get('kind'), values.get('id')
+    if kind not in ('node', 'end') or not isinstance(snapshot_id, str):
+        raise CorruptSnapshotError(place, f'is not a snapshot: it has no valid `kind` and `id`. {_ADVICE}')
+    content = 'node' if kind == 'node' else 'result'
+    if 'state' not in values or not isinstance(values.get(content), dict):
+        raise CorruptSnapshotError(
+            place, f'has no `state` or no `{content}` object. {_ADVICE}', snapshot_id=snapshot_id
+        )
+    try:
+        if kind == 'end':
+            return _read_end(values, snapshot_id, seq)
+        return _read_node(values, snapshot_id, seq)
+    except (KeyError, TypeError, ValueError) as exc:
+        raise CorruptSnapshotError(
+            place, f'has a member that cannot be read: {exc!r}. {_ADVICE}', snapshot_id=snapshot_id
+        ) from exc
+
+
+def _read_end(values: Mapping[str, Any], snapshot_id: str, seq: int) -> tuple[StepRecord, Ownership]:
+    record = StepRecord(
+        id=snapshot_id, kind='end', node_id='End', status='success', seq=seq, start_ts=_moment(values['ts'])
+    )
+    return record, _read_ownership(values.get(_OURS) or {})
+
+
+def _read_node(values: Mapping[str, Any], snapshot_id: str, seq: int) -> tuple[StepRecord, Ownership]:
+    ours = values.get(_OURS) or {}
+    status = values.get('status', 'created')
+    if status not in _STATUSES:
+        raise ValueError(f'status {status!r}')
+    started = _moment(values.get('start_ts'))
+    duration = values.get('duration')
+    record = StepRecord(
+        id=snapshot_id,
+        node_id=str(values['node'].get('node_id')),
+        status=status,
+        seq=seq,
+        start_ts=started,
+        duration=None if duration is None else float(duration),
+        attempt=int(ours.get('attempt', started is not None)),
+        attempts=tuple(_read_attempt(attempt) for attempt in ours.get('attempts', ())),
+    )
+    owner = ours.get('owner')
+    if status in ('pending', 'running'):
+        record = replace(record, owner=owner)
+    elif status in ('success', 'error') and not record.attempts:
+        outcome = 'success' if status == 'success' else 'error'
+        record = replace(record, attempts=(Attempt(started, record.duration, outcome, owner=owner),))
+    return record, _read_ownership(ours)
+
+
+def _read_attempt(values: Mapping[str, Any]) -> Attempt:
+    error = values.get('error')
+    return Attempt(
+        _moment(values['start_ts']),
+        values['duration'],
+        values['outcome'],
+        values.get('reason'),
+        None if error is None else StepError(**error),
+        values.get('owner'),
+    )
+
+
+def _read_ownership(ours: Mapping[str, Any]) -> Ownership:
+    if 'fence' not in ours:
+        return UNOWNED
+    held_by = ours.get('held_by')
+    return Ownership(int(ours['fence']), Owner(**held_by) if held_by else None, _moment(ours.get('expires')))
+
+
+def _moment(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value)
+

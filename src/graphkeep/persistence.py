@@ -1,0 +1,470 @@
+"""`StatePersistence`: what a graph run may rely on, written once over a few storage primitives."""
+
+from __future__ import annotations
+
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+from . import _host
+from ._host import BaseNode, BaseStatePersistence, End, RunEndT, StateT
+from .commit import Commit, Receipt, Row, StatusChange, StepError, StepRecord, Tail
+from .errors import (
+    GraphkeepError,
+    LockTimeoutError,
+    OwnershipLostError,
+    RunFailedError,
+    RunFinishedError,
+    RunOwnedError,
+    SnapshotStatusError,
+    StorageError,
+    UnknownRunError,
+)
+from .snapshots import EndSnapshot, NodeSnapshot, Snapshot, now_utc
+from .status import CLAIM, FAIL, RECOVER, RELEASE, RETRY, START, SUCCEED, Transition
+from .step import Step, running
+
+if TYPE_CHECKING:
+    from .graph import Graph
+
+__all__ = ('StatePersistence',)
+
+
+class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
+    """The durable record of one graph run; what to pass as `persistence=`.
+
+    - *Atomic*: every write is one commit, applied whole or not at all.
+    - *Step commit*: that a node succeeded and what comes next are one write, so that storage never holds a run whose
+      last node succeeded and whose next one is missing.
+    - *Cancellation* never leaves a snapshot `running`: a write that was begun is finished, and a node that was
+      interrupted is released, before the cancellation goes on.
+    - *At least once*: a node that succeeded is never run again; one that was interrupted runs again, with the state
+      from before it. See `current_step` for the key that makes its side effects idempotent.
+
+    One instance serves one run. Subclasses provide storage; the contract itself is here, and the same for all.
+    """
+
+    run_id: str
+    """Names the run, in errors and to the node's code."""
+
+    _held: Commit | None = None  # the change of a step that ended, on its way into one write with what comes next
+    _claimed: frozenset[str] = frozenset()  # what `load_next` handed out and nobody has started
+
+    # ------------------------------------------------------------------------------------ storage primitives
+
+    @abstractmethod
+    async def _commit(self, commit: Commit) -> Receipt:
+        """Apply the commit whole, or raise and change nothing; see `RunBackend.commit`.
+
+        A cancellation before it is begun may be raised, unless it must land; one that comes while it is made is
+        returned in the receipt.
+        """
+
+    @abstractmethod
+    async def _tail(self) -> Tail:
+        """Return the end of the run."""
+
+    @abstractmethod
+    async def _rows(self) -> Sequence[Row]:
+        """Return every row, oldest first."""
+
+    @abstractmethod
+    def _freeze(self, snapshot: Snapshot[StateT, RunEndT]) -> Any:
+        """Return the body of the row that is to hold this snapshot, independent of the live objects.
+
+        Raises:
+            UnfaithfulSnapshotError: if it would not be loaded as it was given.
+        """
+
+    @abstractmethod
+    def _thaw(self, row: Row) -> Snapshot[StateT, RunEndT]:
+        """Return the snapshot that a row holds.
+
+        Raises:
+            CorruptSnapshotError: if it cannot be read, or is not of this graph.
+        """
+
+    @abstractmethod
+    def _thaw_state(self, row: Row) -> StateT:
+        """Return the state that a row holds, whatever its node."""
+
+    # ----------------------------------------------------------------- pydantic-graph's persistence contract
+
+    async def snapshot_node(self, state: StateT, next_node: BaseNode[StateT, Any, RunEndT]) -> None:
+        """Store that `next_node` is to be run with this state, in one write with the end of the step before it.
+
+        Raises:
+            UnfaithfulSnapshotError: if it would not be loaded as it was given. The step before it, which made it, is
+                then recorded as failed with this error.
+        """
+        await self._append(cast('Snapshot[StateT, RunEndT]', NodeSnapshot(state=state, node=next_node)))
+
+    async def snapshot_node_if_new(
+        self, snapshot_id: str, state: StateT, next_node: BaseNode[StateT, Any, RunEndT]
+    ) -> None:
+        """Store that `next_node` is to be run, unless the run has a snapshot with this id; atomic.
+
+        Raises:
+            UnfaithfulSnapshotError: if it would not be loaded as it was given. Nothing is stored.
+        """
+        await self._flush()
+        row = self._row(cast('Snapshot[StateT, RunEndT]', NodeSnapshot(state=state, node=next_node)))
+        _deliver(await self._submit(Commit(rows=(row,), unless_exists=snapshot_id)))
+
+    async def snapshot_end(self, state: StateT, end: End[RunEndT]) -> None:
+        """Store the end of the run, in one write with the end of its last step.
+
+        Raises:
+            UnfaithfulSnapshotError: as `snapshot_node`.
+        """
+        await self._append(cast('Snapshot[StateT, RunEndT]', EndSnapshot(state=state, result=end)))
+
+    def record_run(self, snapshot_id: str) -> AbstractAsyncContextManager[None]:
+        """Record the run of a node: `running` on entering; on leaving `success`, `error`, or `created` if interrupted.
+
+        `success` is not written on leaving but by the `snapshot_node` or `snapshot_end` that follows, together with
+        it; or, if something else follows, before that.
+
+        Raises:
+            SnapshotStatusError: (also known as `GraphNodeRunningError`) if the snapshot is not `created` or `pending`.
+                Of several starters of one snapshot exactly one does not get it.
+            UnknownSnapshotError: (a `LookupError`) if the run has no such snapshot.
+            RunOwnedError: if another living owner has the run.
+            OwnershipLostError: if another owner took the run while the node ran; the node is cancelled then.
+        """
+        return StepRun(self, snapshot_id)
+
+    async def load_next(self) -> NodeSnapshot[StateT, RunEndT] | None:
+        """Hand out the next node to run: the oldest `created` snapshot that the run has not gone past, now `pending`.
+
+        If the run's owner is gone, what it had pending or running is recovered first. Of several callers one gets a
+        snapshot. A snapshot that cannot be read is not handed out and stays as it is.
+
+        Returns:
+            The snapshot, or `None` if there is none; `why_unresumable` says why.
+
+        Raises:
+            RunOwnedError: if there is one, and another living owner has the run.
+            CorruptSnapshotError: if it cannot be read, or is not of this graph.
+        """
+        await self._flush()
+        while True:
+            tail = await self._tail()
+            abandoned = self._abandoned(tail)
+            waiting = [row for row in reversed(tail.rows) if row.record.status == 'created']
+            if not (candidates := abandoned or waiting):
+                return None
+            snapshot = cast('NodeSnapshot[StateT, RunEndT]', self._thaw(candidates[0]))
+            changes = [self._recovery(row) for row in abandoned]
+            changes.append(StatusChange(candidates[0].record.id, CLAIM, self._now()))
+            try:
+                receipt = await self._submit(Commit(changes=changes))
+            except SnapshotStatusError:
+                continue  # somebody else was faster: look again
+            self._claimed |= {snapshot.id}
+            snapshot.status = 'pending'
+            if receipt.interrupted:
+                await self.release()
+                raise receipt.interrupted
+            return snapshot
+
+    async def load_all(self) -> list[Snapshot[StateT, RunEndT]]:
+        """Load every snapshot of the run, in the order of writing.
+
+        Raises:
+            CorruptSnapshotError: if one cannot be read, or is not of this graph.
+        """
+        await self._flush()
+        return [self._thaw(row) for row in await self._rows()]
+
+    def set_graph_types(self, graph: Graph[StateT, Any, RunEndT]) -> None:
+        """Learn the node, state and result types from a graph; every verb of `Graph` does this first.
+
+        Raises:
+            UnsupportedTypeError: if pydantic cannot write or read one of them.
+        """
+        if self.should_set_types():
+            with _host.node_types(graph.get_nodes()):
+                self.set_types(*graph.inferred_types)
+
+    def should_set_types(self) -> bool:
+        """Whether `set_types` is still needed; `False` unless a subclass says otherwise."""
+        return False
+
+    def set_types(self, state_type: type[StateT], run_end_type: type[RunEndT]) -> None:
+        """Learn the state and result types; to be called by `set_graph_types`, which knows the node types."""
+
+    # --------------------------------------------------------------------------------- beyond that contract
+
+    async def snapshot_start(self, state: StateT, start_node: BaseNode[StateT, Any, RunEndT]) -> None:
+        """Store that the run begins with `start_node`, unless anything is stored of it; atomic.
+
+        Of several that start one run exactly one stores its first node.
+
+        Raises:
+            UnfaithfulSnapshotError: if it would not be loaded as it was given. Nothing is stored.
+        """
+        await self._flush()
+        if (await self._tail()).rows:
+            return
+        row = self._row(cast('Snapshot[StateT, RunEndT]', NodeSnapshot(state=state, node=start_node)))
+        _deliver(await self._submit(Commit(rows=(row,), unless_any=True)))
+
+    async def load_history(self) -> list[StepRecord]:
+        """Load what is known of every snapshot without decoding any: statuses, attempts, errors, times, owners."""
+        await self._flush()
+        return [row.record for row in await self._rows()]
+
+    async def last_state(self) -> StateT:
+        """Load the state of the newest snapshot: where the run is, or how it ended.
+
+        Raises:
+            UnknownRunError: if nothing is stored of the run.
+            CorruptSnapshotError: if it cannot be read.
+        """
+        await self._flush()
+        return self._thaw_state((await self._known_tail()).rows[0])
+
+    async def load_last(self) -> Snapshot[StateT, RunEndT]:
+        """Load the newest snapshot: the end with the result, if the run has finished.
+
+        Raises:
+            UnknownRunError: if nothing is stored of the run.
+            CorruptSnapshotError: if it cannot be read, or is not of this graph.
+        """
+        await self._flush()
+        return self._thaw((await self._known_tail()).rows[0])
+
+    async def recover(self) -> int:
+        """Set what an owner that is gone had pending or running back to `created`. Idempotent.
+
+        `load_next` does this by itself where a gone owner is on record. This is for where none is, such as a file
+        that pydantic-graph's own class left behind: call it when you know that nobody is at the run any more.
+
+        Returns:
+            How many snapshots were set back.
+
+        Raises:
+            RunOwnedError: if the owner lives, as far as can be known.
+        """
+        await self._flush()
+        tail = await self._tail()
+        if tail.open:
+            _deliver(await self._submit(Commit(changes=[self._recovery(row) for row in tail.open])))
+        return len(tail.open)
+
+    async def retry(self) -> None:
+        """Set the failed snapshot at which the run stopped back to `created`, with the state from before it.
+
+        Raises:
+            UnknownRunError: if nothing is stored of the run.
+            RunFinishedError: if the run has ended.
+            SnapshotStatusError: if the run's newest snapshot is not `error`.
+            RunOwnedError: if another living owner has the run.
+        """
+        await self._flush()
+        record = (await self._known_tail()).rows[0].record
+        if record.kind == 'end':
+            raise RunFinishedError(self.run_id, record.start_ts)
+        _deliver(await self._submit(Commit(changes=[StatusChange(record.id, RETRY, self._now())])))
+
+    async def release(self) -> None:
+        """Give back what this instance was handed by `load_next` and never ran, so that anybody may run it."""
+        await self._flush()
+        claimed, self._claimed = self._claimed, frozenset()
+        changes = [StatusChange(i, RELEASE, self._now(), reason='never run') for i in sorted(claimed)]
+        if changes:
+            try:
+                _deliver(await self._submit(Commit(changes=changes, must_land=True)))
+            except (OwnershipLostError, SnapshotStatusError):
+                pass  # somebody else has taken it already
+
+    async def why_unresumable(self) -> GraphkeepError:
+        """Return the error that says why `load_next` has nothing: unknown, finished, failed or owned elsewhere."""
+        await self._flush()
+        tail = await self._tail()
+        if not tail.rows:
+            return UnknownRunError(self.run_id)
+        newest = tail.rows[0].record
+        if newest.kind == 'end':
+            return RunFinishedError(self.run_id, newest.start_ts)
+        if newest.status in ('error', 'success'):
+            return RunFailedError(self.run_id, newest.id, newest.error, status=newest.status)
+        return RunOwnedError(self.run_id, tail.ownership.owner, tail.ownership.expires)
+
+    # -------------------------------------------------------------------------------------- how it is done
+
+    async def _submit(self, commit: Commit) -> Receipt:
+        """Commit; the place where a subclass adds who writes."""
+        return await self._commit(commit)
+
+    def _now(self) -> datetime:
+        return now_utc()
+
+    def _guard(self) -> Guard | None:
+        """Return what cancels a node when its run is lost, `None` where a run cannot be lost."""
+        return None
+
+    def _abandoned(self, tail: Tail) -> Sequence[Row]:
+        """Return the rows that an owner who is gone, and on record, has pending or running, oldest first."""
+        ownership = tail.ownership
+        return tail.open if ownership.owner is not None and ownership.is_free(self._now()) else ()
+
+    async def _known_tail(self) -> Tail:
+        tail = await self._tail()
+        if not tail.rows:
+            raise UnknownRunError(self.run_id)
+        return tail
+
+    def _recovery(self, row: Row) -> StatusChange:
+        owner = row.record.owner
+        reason = f'{owner} is gone' if owner else 'its owner is gone'
+        return StatusChange(row.record.id, RECOVER, self._now(), reason=reason)
+
+    def _row(self, snapshot: Snapshot[StateT, RunEndT]) -> Row:
+        if isinstance(snapshot, NodeSnapshot):
+            record = StepRecord(id=snapshot.id, node_id=snapshot.node.get_node_id())
+        else:
+            record = StepRecord(
+                id=snapshot.id, kind='end', node_id='End', status='success', start_ts=snapshot.ts
+            )
+        return Row(record, self._freeze(snapshot))
+
+    async def _append(self, snapshot: Snapshot[StateT, RunEndT]) -> None:
+        held, self._held = self._held, None  # before the first await: it is this caller's own step
+        if held is not None and (held.rows or held.changes[0].transition is not SUCCEED):
+            await self._write_held(held)  # left over from a write that failed
+            held = None
+        try:
+            row = self._row(snapshot)
+        except GraphkeepError as exc:
+            if held is not None:
+                await self._fail_held(held, exc)
+            raise
+        if held is None:
+            _deliver(await self._submit(Commit(rows=(row,))))
+        else:
+            held.rows = (row,)
+            await self._write_held(held)
+
+    async def _flush(self) -> None:
+        if (held := self._held) is not None:
+            self._held = None
+            await self._write_held(held)
+
+    async def _write_held(self, held: Commit) -> None:
+        try:
+            receipt = await self._submit(held)
+        except (StorageError, LockTimeoutError) as exc:
+            if _undone(exc):
+                self._held = held  # the next use of this instance tries again
+            raise
+        _deliver(receipt)
+
+    async def _fail_held(self, held: Commit, exc: GraphkeepError) -> None:
+        change = held.changes[0]
+        change.transition, change.error = FAIL, describe(exc)
+        try:
+            await self._write_held(held)
+        except GraphkeepError as other:
+            exc.add_note(f'This could not be recorded: {other}')
+
+
+class Guard(ABC):
+    """Cancels a node when its run was taken over."""
+
+    @abstractmethod
+    def __enter__(self) -> None: ...
+
+    @abstractmethod
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> bool:
+        """Return whether the exception is the cancellation that this guard itself caused."""
+
+
+class StepRun(AbstractAsyncContextManager[None]):
+    """The run of one node; what `record_run` returns."""
+
+    __slots__ = ('_begun', '_guard', '_outer', '_persistence', '_receipt', '_snapshot_id')
+
+    def __init__(self, persistence: StatePersistence[Any, Any], snapshot_id: str):
+        self._persistence = persistence
+        self._snapshot_id = snapshot_id
+
+    async def __aenter__(self) -> None:
+        persistence = self._persistence
+        if persistence._held is not None:
+            await persistence._flush()
+        start = StatusChange(self._snapshot_id, START, persistence._now())
+        self._receipt = receipt = await persistence._submit(Commit(changes=(start,)))
+        if persistence._claimed:
+            persistence._claimed -= {self._snapshot_id}
+        self._begun = perf_counter()
+        if receipt.interrupted is not None:
+            await self._end(RELEASE, receipt.interrupted)
+            raise receipt.interrupted
+        self._outer = running.get()
+        running.set(self)
+        if (guard := persistence._guard()) is not None:
+            guard.__enter__()
+        self._guard = guard
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        running.set(self._outer)
+        if self._guard is not None and self._guard.__exit__(kind, exc, tb):
+            raise OwnershipLostError(self._persistence.run_id, None) from exc
+        if exc is None:
+            change = StatusChange(self._snapshot_id, SUCCEED, self._persistence._now(), perf_counter() - self._begun)
+            self._persistence._held = Commit(changes=(change,), must_land=True)
+        else:
+            interrupted = await self._end(FAIL if isinstance(exc, Exception) else RELEASE, exc)
+            if interrupted is not None and isinstance(exc, Exception):
+                raise interrupted
+        return False
+
+    async def _end(self, transition: Transition, exc: BaseException) -> BaseException | None:
+        """Write how it ended, and return a cancellation that came meanwhile; `exc` goes on to the caller anyway."""
+        change = StatusChange(self._snapshot_id, transition, self._persistence._now(), perf_counter() - self._begun)
+        if transition is FAIL:
+            change.error = describe(exc)
+        else:
+            change.reason = f'interrupted by {type(exc).__name__}'
+        persistence = self._persistence
+        commit = Commit(changes=(change,), must_land=True)
+        try:
+            return (await persistence._submit(commit)).interrupted
+        except (StorageError, LockTimeoutError) as other:
+            if _undone(other):
+                persistence._held = commit  # the next use of this instance tries again
+            exc.add_note(f'This could not be recorded yet: {other}')
+        except GraphkeepError as other:
+            exc.add_note(f'This could not be recorded: {other}')
+        return None
+
+    def step(self) -> Step:
+        """Return what the node's code may know of this step."""
+        return Step(self._persistence.run_id, self._snapshot_id, self._receipt.seq, self._receipt.attempt)
+
+
+def describe(exc: BaseException) -> StepError:
+    """Return what is kept of an exception."""
+    cls = type(exc)
+    name = cls.__qualname__ if cls.__module__ == 'builtins' else f'{cls.__module__}.{cls.__qualname__}'
+    return StepError(name, str(exc), ''.join(traceback.format_exception(exc)))
+
+
+def _undone(exc: StorageError | LockTimeoutError) -> bool:
+    """Whether a commit that raised this has written nothing."""
+    return isinstance(exc, LockTimeoutError) or exc.receipt is None
+
+
+def _deliver(receipt: Receipt) -> None:
+    """Raise the cancellation that came while the commit was made, now that it is made."""
+    if receipt.interrupted is not None:
+        raise receipt.interrupted

@@ -1,0 +1,135 @@
+"""Start a run, or go on with it, or return what it returned: the call that a service makes on every start."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from types import FrameType
+from typing import Any, Literal
+
+import anyio
+
+from ._host import BaseNode, End, GraphRuntimeError, RunEndT, StateT
+from .errors import GraphkeepError, RunFinishedError
+from .graph import Graph, GraphRun, GraphRunResult
+from .persistence import StatePersistence
+from .snapshots import EndSnapshot
+
+__all__ = ('iter_or_resume', 'run_or_resume')
+
+
+async def run_or_resume(
+    graph: Graph[StateT, Any, RunEndT],
+    start_node: BaseNode[StateT, Any, RunEndT] | None = None,
+    *,
+    state: StateT | None = None,
+    deps: Any = None,
+    persistence: StatePersistence[StateT, RunEndT],
+    on_finished: Literal['return', 'raise'] = 'return',
+    infer_name: bool = True,
+) -> GraphRunResult[StateT, RunEndT]:
+    """Run a graph to its end, from wherever the run is.
+
+    A run of which nothing is stored is started; of several processes that start it, one does. An unfinished run goes
+    on, with what a gone owner had in hand recovered. Of a finished run the recorded result is returned.
+
+    Args:
+        graph: The graph.
+        start_node: The first node of a new run; without it only a stored run goes on.
+        state: The state of a new run; a stored run has its own.
+        deps: The dependencies of the graph's nodes; never stored.
+        persistence: The run.
+        on_finished: Whether to return the recorded result of a finished run or to raise `RunFinishedError`.
+        infer_name: Whether to name a nameless graph after the caller's variable.
+
+    Raises:
+        UnknownRunError: if nothing is stored of the run and there is no `start_node`.
+        RunFinishedError: if the run has finished and a new one was asked for with `on_finished='raise'`.
+        RunFailedError: if the run stopped at a node that raised; `await persistence.retry()` gives it another attempt.
+        RunOwnedError: if another living owner has the run.
+    """
+    if infer_name:
+        _name(graph, inspect.currentframe())
+    async with iter_or_resume(
+        graph,
+        start_node,
+        state=state,
+        deps=deps,
+        persistence=persistence,
+        on_finished=on_finished,
+        infer_name=False,
+    ) as run:
+        async for _ in run:
+            pass
+    if (result := run.result) is None:
+        raise GraphRuntimeError('The run was left before its end.')
+    return result
+
+
+@asynccontextmanager
+async def iter_or_resume(
+    graph: Graph[StateT, Any, RunEndT],
+    start_node: BaseNode[StateT, Any, RunEndT] | None = None,
+    *,
+    state: StateT | None = None,
+    deps: Any = None,
+    persistence: StatePersistence[StateT, RunEndT],
+    on_finished: Literal['return', 'raise'] = 'return',
+    span: AbstractContextManager[Any] | None = None,
+    infer_name: bool = True,
+) -> AsyncGenerator[GraphRun[StateT, Any, RunEndT]]:
+    """Iterate over the nodes of a run, from wherever it is; the context manager behind `run_or_resume`.
+
+    Arguments and errors are those of `run_or_resume`; `span` is the span to use for the run. A finished run is yielded
+    at its end. A node that was loaded and not run is given back on leaving.
+    """
+    if not isinstance(persistence, StatePersistence):
+        raise TypeError(f'persistence must be a graphkeep.StatePersistence, got {persistence!r}')
+    if infer_name:
+        _name(graph, _caller(inspect.currentframe()))
+    persistence.set_graph_types(graph)
+    if start_node is not None:
+        await persistence.snapshot_start(state, start_node)  # type: ignore[arg-type]
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(_release, persistence)
+        resuming = graph.iter_from_persistence(persistence, deps=deps, span=span, infer_name=False)
+        try:
+            run = await stack.enter_async_context(resuming)
+        except GraphRuntimeError as exc:
+            # the 1.x host has one message for all reasons, and no reason of ours can be raised through it
+            error = exc if isinstance(exc, GraphkeepError) else await persistence.why_unresumable()
+            if not isinstance(error, RunFinishedError) or on_finished == 'raise':
+                raise error from None
+            run = await _finished(graph, persistence, deps)
+        yield run
+
+
+async def _finished(
+    graph: Graph[StateT, Any, RunEndT], persistence: StatePersistence[StateT, RunEndT], deps: Any
+) -> GraphRun[StateT, Any, RunEndT]:
+    """Return the run as it was when it ended."""
+    last = await persistence.load_last()
+    if not isinstance(last, EndSnapshot):
+        raise await persistence.why_unresumable()  # somebody has gone on with it this very moment
+    end: Any = End(last.result.data)
+    return GraphRun(graph=graph, start_node=end, persistence=persistence, state=last.state, deps=deps, traceparent=None)
+
+
+async def _release(persistence: StatePersistence[Any, Any]) -> None:
+    with anyio.CancelScope(shield=True):
+        await persistence.release()
+
+
+def _caller(frame: FrameType | None) -> FrameType | None:
+    """Return the frame below the context manager's own machinery."""
+    return frame.f_back if frame else None
+
+
+def _name(graph: Graph[Any, Any, Any], frame: FrameType | None) -> None:
+    """Name a nameless graph after the variable that holds it where the caller of `frame` is."""
+    if graph.name is None and frame is not None and frame.f_back is not None:
+        for variables in (frame.f_back.f_locals, frame.f_back.f_globals):
+            graph.name = next((name for name, value in variables.items() if value is graph), None)
+            if graph.name is not None:
+                return

@@ -1,0 +1,68 @@
+"""The status machine of a snapshot: one table, read by every backend and every test.
+
+```
+created ──claim──> pending ──start──> running ──succeed──> success
+   ^ \\────────────────start─────────────^  \\ ───fail────> error
+   └── release, recover <── pending, running                │
+   └────────────────────────── retry <──────────────────────┘
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+__all__ = (
+    'CLAIM',
+    'FAIL',
+    'RECOVER',
+    'RELEASE',
+    'RETRY',
+    'START',
+    'SUCCEED',
+    'TRANSITIONS',
+    'SnapshotStatus',
+    'Transition',
+)
+
+SnapshotStatus = Literal['created', 'pending', 'running', 'success', 'error']
+"""The status of a snapshot.
+
+- `'created'`: stored, not yet run.
+- `'pending'`: handed out by `load_next`, not yet run.
+- `'running'`: its node is running.
+- `'success'`: its node returned.
+- `'error'`: its node raised.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A permitted change of status."""
+
+    name: str
+    """The verb, as it appears in errors."""
+    sources: frozenset[SnapshotStatus]
+    """The statuses that it may start from; a commit that finds another one is refused."""
+    target: SnapshotStatus
+    """The status that it leads to."""
+
+
+CLAIM: Final = Transition('claim', frozenset({'created'}), 'pending')
+"""`load_next` hands the snapshot out."""
+START: Final = Transition('start', frozenset({'created', 'pending'}), 'running')
+"""`record_run` starts."""
+SUCCEED: Final = Transition('succeed', frozenset({'running'}), 'success')
+"""The node returned."""
+FAIL: Final = Transition('fail', frozenset({'running'}), 'error')
+"""The node raised, or what it returned cannot be stored."""
+RELEASE: Final = Transition('release', frozenset({'running', 'pending'}), 'created')
+"""Its owner gives it back: cancelled, interrupted, or claimed and never run."""
+RECOVER: Final = Transition('recover', frozenset({'running', 'pending'}), 'created')
+"""Its owner is gone."""
+RETRY: Final = Transition('retry', frozenset({'error'}), 'created')
+"""Somebody asks for another attempt."""
+
+TRANSITIONS: Final = (CLAIM, START, SUCCEED, FAIL, RELEASE, RECOVER, RETRY)
+"""Every permitted change; anything else is refused."""
