@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from ._host import GraphRuntimeError
@@ -28,12 +27,16 @@ def run_until_complete(coroutine: Coroutine[Any, Any, T]) -> T:
     task = loop.create_task(coroutine)
     try:
         return loop.run_until_complete(task)
-    except BaseException:
+    except BaseException as exc:
         if not task.done():
             # an interrupted loop leaves the task as it is, its node recorded as running
             task.cancel()
-            with suppress(asyncio.CancelledError):
+            try:
                 loop.run_until_complete(task)
+            except asyncio.CancelledError:
+                pass
+            except Exception as other:  # the interruption must get through all the same
+                exc.add_note(f'Cancelled for this, the run raised {other!r}.')
         raise
 
 

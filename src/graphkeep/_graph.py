@@ -36,8 +36,7 @@ __all__ = ('Graph',)
 
 
 class _Unset:
-    def __repr__(self) -> str:
-        return 'UNSET'
+    """The type of a parameter that is not given, where `None` means something."""
 
 
 _UNSET: Final = _Unset()

@@ -96,9 +96,9 @@ class GraphRun(Generic[StateT, DepsT, RunEndT]):
             GraphNodeStatusError: if the node was run before, or is running elsewhere.
             TypeError: if `node` is not a node.
         """
+        if isinstance(self._next_node, End):
+            raise GraphRuntimeError(f'The run has ended with {self._next_node!r}: no node is next.')
         if node is None:
-            if isinstance(self._next_node, End):
-                raise GraphRuntimeError(f'The run has ended with {self._next_node!r}: no node is next.')
             node = self._next_node
         if not isinstance(node, BaseNode):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f'`next` must be called with a `BaseNode` instance, got {node!r}.')
@@ -118,8 +118,8 @@ class GraphRun(Generic[StateT, DepsT, RunEndT]):
         async with self.persistence.record_run(snapshot_id):
             following = await node.run(GraphRunContext(state=self.state, deps=self.deps))
             following_id = self._accept(following)
-        # No await before the snapshot: the persistence holds the node's success and commits the two as one write.
-        # A cancellation in between would separate them.
+        # No await before the snapshot: the persistence holds the node's success to commit both in one write,
+        # and a cancellation in between would separate them.
         self._next_node, self._snapshot_id = following, following_id
         if isinstance(following, End):
             await self.persistence.snapshot_end(self.state, following)

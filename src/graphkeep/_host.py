@@ -1,16 +1,17 @@
 """Which pydantic-graph is installed, and what this library needs of it.
 
-The only module that knows that there are two hosts. pydantic-graph 1.x has a runner for `BaseNode` graphs and a
-persistence interface; 2.x kept `BaseNode` and `End` and removed both. What the host has is taken from it, so that
-`isinstance` and equality hold in users' code; what it lacks is in `snapshots` and `graph`.
+The only module that knows that there are two hosts. pydantic-graph 1.x has a runner for `BaseNode` graphs and
+a persistence interface; 2.x kept `BaseNode` and `End` and removed both. What the host has is taken from it,
+so that `isinstance` and equality hold in users' code; what it lacks is in `snapshots` and `graph`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Generic, cast
 from uuid import uuid4
 
@@ -45,17 +46,13 @@ RunEndT = TypeVar('RunEndT', default=Any)
 HOST_VERSION: Final = version('pydantic-graph')
 """The installed version of pydantic-graph."""
 
-try:
-    import pydantic_graph.persistence  # pyright: ignore[reportMissingImports]
-except ImportError:
-    HAS_RUNNER: Final = False
-    """Whether the host brings its own `BaseNode` runner and persistence interface (pydantic-graph 1.x)."""
-else:
-    HAS_RUNNER: Final = True
+HAS_RUNNER: Final = find_spec('pydantic_graph.persistence') is not None
+"""Whether the host brings its own `BaseNode` runner and persistence interface (pydantic-graph 1.x)."""
 
 if TYPE_CHECKING:
-    # Static only, and unresolved on 2.x, where it then counts as an unknown base: `StatePersistence` declares every
-    # member itself, so nothing is lost there, and on 1.x a type checker accepts it as the host's `persistence=`.
+    # Static only, and unresolved on 2.x, where it then counts as an unknown base: `StatePersistence` declares
+    # every member itself, so nothing is lost there, and on 1.x a type checker accepts it as the host's
+    # `persistence=`.
     from pydantic_graph.persistence import (  # pyright: ignore[reportMissingImports]
         BaseStatePersistence,  # pyright: ignore[reportUnknownVariableType]
     )
@@ -67,7 +64,7 @@ if TYPE_CHECKING:
         """The status that was found."""
 
     @contextmanager
-    def node_types(nodes: Sequence[type[BaseNode[Any, Any, Any]]]) -> Iterator[None]:
+    def node_types(nodes: Sequence[type[BaseNode[Any, Any, Any]]]) -> Generator[None]:
         """Name the node types of the graph whose persistence types are set in this context."""
         yield
 
@@ -84,7 +81,9 @@ elif HAS_RUNNER:
         return nodes_type_context.get(None)
 
 else:
-    _node_types: ContextVar[Sequence[type[BaseNode[Any, Any, Any]]] | None] = ContextVar('node_types', default=None)
+    _node_types: ContextVar[Sequence[type[BaseNode[Any, Any, Any]]] | None] = ContextVar(
+        'node_types', default=None
+    )
 
     @contextmanager
     def node_types(nodes):

@@ -15,15 +15,15 @@ from .snapshots import now_utc
 __all__ = ('Applied', 'LockBusy', 'LoggedRun', 'RunBackend', 'RunLog')
 
 
-class LockBusy(Exception):  # noqa: N818 -- no error: the caller waits and tries again
+class LockBusy(Exception):
     """Somebody else is writing this very moment. Nothing was done."""
 
 
 class RunBackend(ABC):
     """Storage of one run. It knows no graph; bodies of rows are opaque to it.
 
-    Its methods block, may be called from any thread, and are each atomic towards every other process and thread.
-    Those that find the storage locked raise `LockBusy` at once instead of waiting.
+    Its methods block, may be called from any thread, and are each atomic towards every other process and
+    thread. Those that find the storage locked raise `LockBusy` at once instead of waiting.
     """
 
     run_id: str
@@ -93,7 +93,7 @@ class RunLog:
         ownership = admit(self.run_id, self.ownership, commit, self.clock())
         changed: dict[int, StepRecord] = {}
         seq = attempt = 0
-        owner = str(commit.take) if commit.take else None
+        owner = str(commit.writer.take) if commit.writer.take else None
         for change in commit.changes:
             index = self._newest.get(change.snapshot_id)
             if index is None:
@@ -104,7 +104,8 @@ class RunLog:
         appended: list[Row] = []
         if not (commit.unless_exists in self._newest or (commit.unless_any and self.records)):
             appended = [
-                Row(row.record.numbered(len(self.records) + n), row.body) for n, row in enumerate(commit.rows, start=1)
+                Row(row.record.numbered(len(self.records) + n), row.body)
+                for n, row in enumerate(commit.rows, start=1)
             ]
         return Applied(changed, appended, ownership, Receipt(ownership.fence, seq, attempt))
 
@@ -155,7 +156,9 @@ class LoggedRun(RunBackend):
     def _tail(self) -> Tail:
         row = self._row
         return Tail(
-            [row(i) for i in self.log.tail_positions()], [row(i) for i in self.log.open_positions()], self.log.ownership
+            [row(i) for i in self.log.tail_positions()],
+            [row(i) for i in self.log.open_positions()],
+            self.log.ownership,
         )
 
     def _rows(self) -> list[Row]:

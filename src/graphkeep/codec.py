@@ -248,8 +248,10 @@ class _Shape:
 
     def read(self, text: bytes) -> Any:
         """Return the value that was written."""
-        (value,) = self._validate_json(b'[%b]' % text)
-        return value
+        values = self._validate_json(b'[%b]' % text)
+        if len(values) != 1:
+            raise ValueError(f'{len(values)} JSON values where there should be one')
+        return values[0]
 
     def _finish(self, root: str, text: bytes) -> bytes:
         return text
@@ -261,9 +263,7 @@ class _Shape:
             part = _part_at(value, _errors(exc)[0]['loc'][1:])
             raise _Refusal(root + part.path, _unloadable(root, part.value, exc)) from exc
         except Exception as exc:
-            problem = (
-                f'cannot be loaded and compared ({_reason(exc, root)}): mend its validators or its `__eq__`'
-            )
+            problem = f'cannot be loaded and compared ({_reason(exc)}): mend its validators or its `__eq__`'
             raise _Refusal(root, problem) from exc
         if found:
             raise _Refusal(root + found.path, found.problem)
@@ -275,7 +275,8 @@ class _Shape:
         around = {id(value)}
         while len(keys) < _MAX_DEPTH:
             parts = list(parts_of(here.value))
-            if not self._fails(value, keys, parts):
+            # what fails without any of its parts fails by itself
+            if not parts or self._fails(value, keys, ()) or not self._fails(value, keys, parts):
                 break
             while len(parts) > 1:
                 half = parts[: len(parts) // 2]
@@ -290,8 +291,6 @@ class _Shape:
 
     def _fails(self, value: Any, keys: Sequence[Any], parts: Iterable[Part]) -> bool:
         include: Any = {part.key for part in parts}
-        if not include:
-            return False
         for key in reversed(keys):
             include = {key: include}
         try:
@@ -345,8 +344,8 @@ def _unwritable(value: Any, exc: Exception) -> str:
         )
     return (
         f'is of type {type(value).__qualname__}, and cannot be written as JSON ({_reason(exc)}): '
-        'keep what is not data (clients, locks, callables) in deps, give its type a serializer and a '
-        'validator, and refer to what is above it by an id'
+        'store a value of the declared type, keep what is not data (clients, locks, callables) in deps, give its '
+        'type a serializer and a validator, and refer to what is above it by an id'
     )
 
 
@@ -368,7 +367,7 @@ def _unloadable(root: str, value: Any, exc: pydantic.ValidationError) -> str:
 
 def _reason(exc: Exception, root: str = '') -> str:
     if not isinstance(exc, pydantic.ValidationError):
-        return f'{type(exc).__name__}: {" ".join(str(exc).split())}'
+        return f'{root}{": " if root else ""}{type(exc).__name__}: {" ".join(str(exc).split())}'
     errors = _errors(exc)
     told = [f'{root}{_path(error["loc"][1:])}: {error["msg"]}' for error in errors[:3]]
     return '; '.join([*told, f'and {len(errors) - 3} more'] if len(errors) > 3 else told)
@@ -406,7 +405,8 @@ def _result_type(nodes: Iterable[_NodeType], declared: Any) -> Any:
     localns = {node.get_node_id(): node for node in nodes}  # nodes of a local scope name each other
     for node in nodes:
         for type_ in (*_base_arguments(node), *_returned(node, localns)):
-            if not (type_ is Never or isinstance(type_, TypeVar | ForwardRef) or type_ in found):
+            # `Any` beside a type would take from it what that type has to convert
+            if type_ not in (Never, Any, object, *found) and not isinstance(type_, TypeVar | ForwardRef):
                 found.append(type_)
     return Union[tuple(found)]  # noqa: UP007
 

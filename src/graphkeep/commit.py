@@ -1,7 +1,7 @@
 """The one kind of write there is, as plain data, and the rules that decide whether a backend may apply it.
 
-A backend takes a `Commit` and applies all of it or nothing. The rules are the pure functions at the end of this module,
-so that every backend decides alike: `admit` for ownership, `StepRecord.changed` for statuses.
+A backend takes a `Commit` and applies all of it or nothing. The rules are the pure functions at the end of
+this module, so that every backend decides alike: `admit` for ownership, `StepRecord.changed` for statuses.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .owner import Owner, is_gone
 from .status import START, SnapshotStatus, Transition
 
 __all__ = (
+    'ANYBODY',
     'UNOWNED',
     'Attempt',
     'Commit',
@@ -27,6 +28,7 @@ __all__ = (
     'StepError',
     'StepRecord',
     'Tail',
+    'Writer',
     'admit',
 )
 
@@ -114,10 +116,17 @@ class StepRecord:
             raise SnapshotStatusError(run_id, self.id, transition, self.status)
         if transition is START:
             return replace(
-                self, status='running', start_ts=change.at, duration=None, attempt=self.attempt + 1, owner=owner
+                self,
+                status='running',
+                start_ts=change.at,
+                duration=None,
+                attempt=self.attempt + 1,
+                owner=owner,
             )
         if (outcome := _OUTCOMES.get(transition.name)) is None or self.status != 'running':
-            return replace(self, status=transition.target, owner=owner if transition.target == 'pending' else None)
+            return replace(
+                self, status=transition.target, owner=owner if transition.target == 'pending' else None
+            )
         ended = Attempt(self.start_ts, change.duration, outcome, change.reason, change.error, self.owner)
         return replace(
             self,
@@ -136,7 +145,8 @@ _OUTCOMES: Final[dict[str, Literal['success', 'error', 'released', 'recovered']]
 }
 
 
-class Row(NamedTuple):
+@dataclass(slots=True)
+class Row:
     """One stored snapshot."""
 
     record: StepRecord
@@ -151,8 +161,8 @@ class StatusChange:
 
     snapshot_id: str
     transition: Transition
-    at: datetime
-    """When it happens (UTC)."""
+    at: datetime | None = None
+    """When a node starts (UTC)."""
     duration: float | None = None
     """How long the attempt took, in seconds."""
     error: StepError | None = None
@@ -181,7 +191,25 @@ UNOWNED: Final = Ownership()
 """The ownership of a run that nobody has taken yet."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who makes a commit, as far as ownership goes."""
+
+    fence: int | None = None
+    """The number under which the writer has the run, `None` if it does not have it."""
+    take: Owner | None = None
+    """Take the run for this owner, or go on having it; adds 1 to the fence unless the writer has it already."""
+    lease: float = 0.0
+    """How long the run is taken, or its lease renewed, for; in seconds from now."""
+    give_up: bool = False
+    """Give the run up, so that it is free for anybody."""
+
+
+ANYBODY: Final = Writer()
+"""A writer that neither has the run nor takes it."""
+
+
+@dataclass(slots=True)
 class Commit:
     """A write: applied whole or not at all."""
 
@@ -193,19 +221,14 @@ class Commit:
     """Append nothing if the run has a snapshot with this id already."""
     unless_any: bool = False
     """Append nothing if the run has any snapshot already."""
-    fence: int | None = None
-    """The number under which the writer has the run, `None` if it does not have it."""
-    take: Owner | None = None
-    """Take the run for this owner, unless the writer has it already; adds 1 to the fence."""
-    lease: float = 0.0
-    """How long the run is taken, or its lease renewed, for; in seconds from now."""
-    give_up: bool = False
-    """Give the run up, so that it is free for anybody."""
     must_land: bool = False
     """It ends what a caller has in hand: while it waits for its turn it may not be cancelled either."""
+    writer: Writer = ANYBODY
+    """Who makes it."""
 
 
-class Receipt(NamedTuple):
+@dataclass(slots=True)
+class Receipt:
     """What a commit did."""
 
     fence: int = 0
@@ -236,16 +259,16 @@ def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> O
         OwnershipLostError: if the writer had the run and has it no more.
         RunOwnedError: if the writer does not have the run and a living owner does.
     """
-    fence = ownership.fence
-    if commit.fence is not None:
-        if commit.fence != fence or ownership.owner is None:
+    writer, fence = commit.writer, ownership.fence
+    if writer.fence is not None:
+        if writer.fence != fence or ownership.owner is None:
             raise OwnershipLostError(run_id, ownership.owner)
     elif not ownership.is_free(now):
         raise RunOwnedError(run_id, ownership.owner, ownership.expires)
-    elif commit.take is not None:
+    elif writer.take is not None:
         fence += 1
-    if commit.give_up:
+    if writer.give_up:
         return Ownership(fence)
-    if commit.take is None:
+    if writer.take is None:
         return ownership
-    return Ownership(fence, commit.take, now + timedelta(seconds=commit.lease))
+    return Ownership(fence, writer.take, now + timedelta(seconds=writer.lease))

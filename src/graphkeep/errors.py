@@ -10,16 +10,16 @@ GraphkeepError
 ├── RunOwnedError           (GraphRuntimeError)          another owner, which lives, has the run
 ├── OwnershipLostError      (GraphRuntimeError)          another owner took the run over
 ├── InvalidRunIdError       (ValueError)                 a run id that no store accepts
-├── UnsupportedTypeError    (TypeError)                  a state, node or result type that pydantic cannot handle
-├── UnfaithfulSnapshotError (ValueError)                 a value that would not be loaded as it was given
-├── CorruptSnapshotError    (ValueError)                 something stored that cannot be read
+├── UnsupportedTypeError    (TypeError)                  a state, node or result type that pydantic cannot
+handle ├── UnfaithfulSnapshotError (ValueError)                 a value that would not be loaded as it was
+given ├── CorruptSnapshotError    (ValueError)                 something stored that cannot be read
 ├── StorageError            (OSError)                    the storage refused a read or a write
 ├── LockTimeoutError        (TimeoutError)               somebody else held the storage for too long
 └── NoCurrentStepError      (LookupError)                `current_step()` was called outside of a node
 ```
 
-The names in brackets are the standard and host classes that each also is, so that code which catches those goes on
-working. Every message says what was asked, what was found and what to do.
+The names in brackets are the standard and host classes that each also is, so that code which catches those
+goes on working. Every message says what was asked, what was found and what to do.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class UnknownRunError(_RunError, LookupError):
 
     def __init__(self, run_id: str):
         super().__init__(
-            run_id, f'Nothing is stored of run {run_id!r}: start it with a first node, or check where you look for it.'
+            run_id,
+            f'Nothing is stored of run {run_id!r}: start it with a first node, or check where you look for it.',
         )
 
 
@@ -148,7 +149,9 @@ class RunFailedError(_RunError):
     error: StepError | None
     """What the node raised, if that is known."""
 
-    def __init__(self, run_id: str, snapshot_id: str, error: StepError | None, *, status: SnapshotStatus = 'error'):
+    def __init__(
+        self, run_id: str, snapshot_id: str, error: StepError | None, *, status: SnapshotStatus = 'error'
+    ):
         self.snapshot_id = snapshot_id
         self.error = error
         if status == 'success':
@@ -184,7 +187,9 @@ class RunOwnedError(_RunError):
             )
         else:
             lease = f' until {until:%Y-%m-%d %H:%M:%S} UTC or longer' if until else ''
-            message = f'Run {run_id!r} is owned by {owner}{lease}: wait for it, or stop that process and try again.'
+            message = (
+                f'Run {run_id!r} is owned by {owner}{lease}: wait for it, or stop that process and try again.'
+            )
         super().__init__(run_id, message)
 
 
@@ -274,7 +279,11 @@ class StorageError(GraphkeepError, OSError):
         OSError.__init__(self, cause.errno, f'could not {doing} {place}: {cause.strerror or cause}')
 
     def __str__(self) -> str:
-        rest = 'What was stored before is intact' if self.receipt is None else 'It may not survive a loss of power'
+        rest = (
+            'What was stored before is intact'
+            if self.receipt is None
+            else 'It may not survive a loss of power'
+        )
         return f'[Errno {self.errno}] {self.strerror}. {rest}.'
 
 
@@ -299,7 +308,9 @@ class NoCurrentStepError(GraphkeepError, LookupError):
     """Refuse to name the current step where there is none."""
 
     def __init__(self) -> None:
-        super().__init__('No node runs here under a graphkeep persistence: call current_step() within a node.')
+        super().__init__(
+            'No node runs here under a graphkeep persistence: call current_step() within a node.'
+        )
 
 
 def _either(statuses: Iterable[SnapshotStatus]) -> str:

@@ -129,6 +129,10 @@ def _other_class(given: object, loaded: object) -> Difference | None:
     if issubclass(ours, theirs) and theirs.__module__ != 'builtins':
         hint = f'annotate the field with {name}, or with a union of the classes that it may hold'
         return Difference('', f'{problem}, without what the subclass adds: {hint}')
+    if issubclass(theirs, ours):
+        return Difference(
+            '', f'{problem}, because the field turns it into that: store it as {other} yourself'
+        )
     return Difference('', f'{problem}: annotate the field with {name}, or store a value of that other type')
 
 
@@ -204,7 +208,7 @@ def _moment(given: datetime | time, loaded: datetime | time) -> Difference | Non
 
 def _sequence(given: Sequence[Any], loaded: Sequence[Any]) -> Difference | None:
     for index, (a, b) in enumerate(zip(given, loaded, strict=False)):
-        if (cls := type(a)) is type(b) and cls in _QUICK and a == b and (a or cls is not float):
+        if type(a) is type(b) and type(a) in _QUICK and a == b and (a or type(a) is not float):
             continue
         if found := difference(a, b):
             return _below(f'[{index}]', found)
@@ -236,7 +240,7 @@ def _dict(given: dict[Any, Any], loaded: dict[Any, Any]) -> Difference | None:
     for (key, a), (other, b) in zip(given.items(), loaded.items(), strict=True):
         if type(key) is not str or type(other) is not str or key != other:
             return _entries(given, loaded)
-        if (cls := type(a)) is type(b) and cls in _QUICK and a == b and (a or cls is not float):
+        if type(a) is type(b) and type(a) in _QUICK and a == b and (a or type(a) is not float):
             continue
         if found := difference(a, b):
             return _below(f'[{shown(key)}]', found)
@@ -338,8 +342,9 @@ class _Fields:
         self._has_dict = _has_dict(cls)
 
     def __call__(self, given: Any, loaded: Any) -> Difference | None:
-        for name, a, b in zip(self._names, self._get(given), self._get(loaded), strict=True):
-            if (cls := type(a)) is type(b) and cls in _QUICK and a == b and (a or cls is not float):
+        ours, theirs = self._get(given), self._get(loaded)
+        for name, a, b in zip(self._names, ours, theirs):  # noqa: B905 - of one length, and `strict` costs a tenth
+            if type(a) is type(b) and type(a) in _QUICK and a == b and (a or type(a) is not float):
                 continue
             if found := difference(a, b):
                 return _below(f'.{name}', found) if name not in self._not_init else _not_init(name, a, b)

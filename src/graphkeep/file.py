@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
@@ -30,14 +30,17 @@ __all__ = ('Durability', 'FileStatePersistence', 'FileStore')
 Durability = Literal['normal', 'full']
 """What a commit survives.
 
-- `'normal'`: the death of the process at any moment. Commits since the last few seconds may go with a loss of power,
-  and then go whole: the file is the one from before them.
-- `'full'`: a loss of power too, on a disk that keeps what it has acknowledged. Each commit waits for the disk twice.
+- `'normal'`: the death of the process at any moment, by `kill -9` too. After a loss of power or a crash of
+  the system the file may be an older one or, on file systems that order writes loosely, damaged.
+- `'full'`: a loss of power too, on a disk that keeps what it has acknowledged. Each commit waits for the disk
+  twice.
 """
 
 _MODE: Final = 0o600
 _MAX_NAME: Final = 240  # bytes, of the 255 that file systems allow, so that the lock's name fits as well
-_PROMPT: Final = 0.001  # seconds: what is quicker is not worth a switch of threads, which costs about a tenth of it
+_PROMPT: Final = (
+    0.001  # seconds: what is quicker is not worth a switch of threads, which costs about a tenth of it
+)
 _BINARY: Final = getattr(os, 'O_BINARY', 0)
 _NOFOLLOW: Final = getattr(os, 'O_NOFOLLOW', 0)
 
@@ -45,13 +48,13 @@ _NOFOLLOW: Final = getattr(os, 'O_NOFOLLOW', 0)
 class FileStatePersistence(StoredStatePersistence[StateT, RunEndT]):
     """Keeps one run in one readable JSON file.
 
-    The format is pydantic-graph 1.x's, both ways. A commit writes a new file beside the old one and puts it in its
-    place, so whoever reads sees the run as it was before the commit or after it. Several processes may use one file.
-    The file is readable by its owner only, and parent directories are made as needed.
+    The format is pydantic-graph 1.x's, both ways. A commit writes a new file beside the old one and puts it
+    in its place, so whoever reads sees the run as it was before the commit or after it. Several processes may
+    use one file. The file is readable by its owner only, and parent directories are made as needed.
 
-    While a commit is made, a lock is held on a file beside it, `.<name>.lock`, which stays. The lock is the operating
-    system's and goes with its process. A commit that took less than a millisecond the last time is made on the event
-    loop's own thread, any other in a worker thread.
+    While a commit is made, a lock is held on a file beside it, `.<name>.lock`, which stays. The lock is the
+    operating system's and goes with its process. A commit that took less than a millisecond the last time is
+    made on the event loop's own thread, any other in a worker thread.
     """
 
     json_file: Path
@@ -72,10 +75,13 @@ class FileStatePersistence(StoredStatePersistence[StateT, RunEndT]):
 
         Args:
             json_file: Path to the JSON file; it need not exist.
-            run_id: What to call the run in errors and to the node's code; by default the file's name without suffix.
-            durability: What a commit survives: the death of the process (`'normal'`), or a loss of power (`'full'`).
+            run_id: What to call the run in errors and to the node's code; by default the file's name without
+                suffix.
+            durability: What a commit survives: the death of the process (`'normal'`), or a loss of power
+                (`'full'`).
             lease: How long the run stays its owner's without a renewal, in seconds.
-            lock_timeout: How long a call waits while somebody else is writing, in seconds; then `LockTimeoutError`.
+            lock_timeout: How long a call waits while somebody else is writing, in seconds; then
+                `LockTimeoutError`.
             verify: Whether to check before each write that the snapshot would be loaded as it was given.
             clock: What leases are measured with (UTC); the same for all that use the file.
         """
@@ -114,9 +120,11 @@ class FileStore(Store):
 
         Args:
             directory: The directory; it need not exist.
-            durability: What a commit survives: the death of the process (`'normal'`), or a loss of power (`'full'`).
+            durability: What a commit survives: the death of the process (`'normal'`), or a loss of power
+                (`'full'`).
             lease: How long a run stays its owner's without a renewal, in seconds.
-            lock_timeout: How long a call waits while somebody else is writing, in seconds; then `LockTimeoutError`.
+            lock_timeout: How long a call waits while somebody else is writing, in seconds; then
+                `LockTimeoutError`.
             verify: Whether to check before each write that the snapshot would be loaded as it was given.
             clock: What leases are measured with (UTC); the same for all that use the directory.
         """
@@ -134,7 +142,9 @@ class FileStore(Store):
         """Return the file of a run: its id with `.json`, with whatever file systems differ about percent-encoded."""
         name = f'{quote(run_id, safe="")}.json'
         if len(name) > _MAX_NAME:
-            raise InvalidRunIdError(run_id, f'its file name would have {len(name)} bytes, more than {_MAX_NAME}.')
+            raise InvalidRunIdError(
+                run_id, f'its file name would have {len(name)} bytes, more than {_MAX_NAME}.'
+            )
         return self.directory / name
 
     def _open(self, run_id: str) -> FileStatePersistence[Any, Any]:
@@ -156,8 +166,8 @@ class _Version(NamedTuple):
 class _RunFile(LoggedRun):
     """One run in one file.
 
-    Its text is kept at hand, so that a commit renders only what it changes and never parses; it is read anew when
-    somebody else has written.
+    Its text is kept at hand, so that a commit renders only what it changes and never parses; it is read anew
+    when somebody else has written.
     """
 
     def __init__(self, path: Path, run_id: str, durability: Durability, clock: Callable[[], datetime]):
@@ -172,11 +182,24 @@ class _RunFile(LoggedRun):
         self._forget()
 
     @cached_property
-    def _path(self) -> Path:
+    def _path(self) -> str:
         # through links, so that a commit replaces the file and not a link to it
-        return Path(os.path.realpath(self._given))
+        return os.path.realpath(self._given)
 
-    # ---------------------------------------------------------------------------------------------- the backend
+    @cached_property
+    def _temporary(self) -> str:
+        return self._beside('tmp')
+
+    @cached_property
+    def _lock_name(self) -> str:
+        return self._beside('lock')
+
+    def _beside(self, suffix: str) -> str:
+        directory, name = os.path.split(self._path)
+        return os.path.join(directory, f'.{name}.{suffix}')
+
+    # ---------------------------------------------------------------------------------------------- the
+    # backend
 
     def commit(self, commit: Commit) -> Receipt:
         """Apply the commit whole, or raise and change nothing."""
@@ -203,7 +226,8 @@ class _RunFile(LoggedRun):
         """Return the body of the row at this position."""
         return self._content(index)[0]
 
-    # -------------------------------------------------------------------------------------------------- the text
+    # -------------------------------------------------------------------------------------------------- the
+    # text
 
     def _forget(self) -> None:
         self.log.load((), UNOWNED)
@@ -225,7 +249,7 @@ class _RunFile(LoggedRun):
         owned_at = self._owned_at
         dirty = dict(applied.changed)
         if applied.ownership != self.log.ownership:
-            if owned_at is not None:
+            if owned_at is not None and self.log.ownership.owner is not None:
                 dirty.setdefault(owned_at, self.log.records[owned_at])
             owned_at = next(reversed(applied.changed), owned_at)
         first = min(dirty, default=len(self.log.records))
@@ -235,17 +259,23 @@ class _RunFile(LoggedRun):
                 elements.append(self._element(index))
             else:
                 body, others = self._content(index)
-                elements.append(render(record, body, applied.ownership if index == owned_at else UNOWNED, others))
+                elements.append(
+                    render(record, body, applied.ownership if index == owned_at else UNOWNED, others)
+                )
         elements += [render(row.record, row.body) for row in applied.appended]
         keep = self._begins[first] if first < len(self._begins) else len(self._text)
-        changed = b',\n'.join(elements) if first < len(self._begins) or not first else b',\n' + b',\n'.join(elements)
+        changed = (
+            b',\n'.join(elements)
+            if first < len(self._begins) or not first
+            else b',\n' + b',\n'.join(elements)
+        )
         version = self._replace(keep, changed)
         self._take_over(applied, first, keep, changed, elements)
         self._owned_at = owned_at
         self._version = version
         if self._durable:
             try:
-                _sync_directory(self._path.parent)
+                _sync_directory(os.path.dirname(self._path))
             except OSError as exc:
                 raise StorageError(str(self._given), 'make durable', exc, receipt=applied.receipt) from exc
 
@@ -267,7 +297,8 @@ class _RunFile(LoggedRun):
             if row.record.kind == 'node':
                 self._contents[index] = (row.body, b'')
 
-    # -------------------------------------------------------------------------------------------------- the file
+    # -------------------------------------------------------------------------------------------------- the
+    # file
 
     def _refresh(self) -> None:
         """Read the file if it is not the one that is at hand."""
@@ -300,17 +331,21 @@ class _RunFile(LoggedRun):
 
     def _replace(self, keep: int, changed: bytes) -> _Version:
         """Put a file with the first `keep` bytes of the text at hand and the changed rest in the place of the old one."""
-        path = self._path
-        temporary = path.with_name(f'.{path.name}.tmp')
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)  # left by a process that was killed; nobody else is here, for the lock is held
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY | _NOFOLLOW, _MODE)
+        temporary = self._temporary
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY | _NOFOLLOW
+        try:
+            fd = os.open(temporary, flags, _MODE)
+        except FileExistsError:
+            os.unlink(
+                temporary
+            )  # left by a process that was killed; nobody else is here, for the lock is held
+            fd = os.open(temporary, flags, _MODE)
         try:
             try:
                 version = self._fill(fd, keep, changed)
             finally:
                 os.close(fd)
-            os.replace(temporary, path)
+            os.replace(temporary, self._path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(temporary)
@@ -332,14 +367,13 @@ class _RunFile(LoggedRun):
         return _Version.of(stat)
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
-        path = self._path
-        name = path.with_name(f'.{path.name}.lock')
+    def _lock(self) -> Generator[None]:
+        name = self._lock_name
         flags = os.O_RDWR | os.O_CREAT | _BINARY | _NOFOLLOW
         try:
             fd = os.open(name, flags, _MODE)
         except FileNotFoundError:
-            _make_directory(path.parent, durable=self._durable)
+            _make_directory(os.path.dirname(self._path), durable=self._durable)
             fd = os.open(name, flags, _MODE)
         try:
             if not lock_descriptor(fd, blocking=False):
@@ -352,13 +386,13 @@ class _RunFile(LoggedRun):
             os.close(fd)
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def _timed(self) -> Generator[None]:
         begun = perf_counter()
         yield
         self.prompt = not self._durable and perf_counter() - begun < _PROMPT
 
     @contextmanager
-    def _reporting(self, doing: str) -> Iterator[None]:
+    def _reporting(self, doing: str) -> Generator[None]:
         try:
             yield
         except StorageError:
@@ -372,15 +406,16 @@ def _write_all(fd: int, data: memoryview) -> None:
         data = data[os.write(fd, data) :]
 
 
-def _make_directory(path: Path, *, durable: bool) -> None:
+def _make_directory(directory: str, *, durable: bool) -> None:
+    path = Path(directory)
     missing = [p for p in (path, *path.parents) if not p.exists()]
     path.mkdir(parents=True, exist_ok=True)
     if durable:
         for made in missing:
-            _sync_directory(made.parent)
+            _sync_directory(str(made.parent))
 
 
-def _sync_directory(path: Path) -> None:
+def _sync_directory(path: str) -> None:
     if os.name == 'nt':
         return  # there is no such thing there; a rename is as durable as the file system makes it
     fd = os.open(path, os.O_RDONLY)

@@ -99,7 +99,7 @@ keeper = Keeper()
 
 
 def _after_fork() -> None:
-    global keeper  # noqa: PLW0603 -- the parent's thread and its lock do not exist in the child
+    global keeper  # the parent's thread and its lock do not exist in the child
     keeper = Keeper()
 
 

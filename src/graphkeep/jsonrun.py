@@ -1,16 +1,17 @@
 """A run as JSON: pydantic-graph 1.x's array of snapshots, with what that has no field for under a key of our own.
 
-pydantic-graph 1.x ignores that key when it reads and drops it when it writes. The states and nodes of a file are carried
-over as the bytes they are, never parsed and written anew.
+pydantic-graph 1.x ignores that key when it reads and drops it when it writes. The states and nodes of a file
+are carried over as the bytes they are, never parsed and written anew.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
-from datetime import datetime
-from json.decoder import WHITESPACE
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast, get_args
 
 from .codec import Body
@@ -25,7 +26,11 @@ _KNOWN: Final = frozenset(
     {'state', 'node', 'result', 'start_ts', 'ts', 'duration', 'status', 'kind', 'id', _OURS}
 )
 _STATUSES: Final = frozenset(get_args(SnapshotStatus))
+_WHITESPACE: Final = re.compile(r'[ \t\n\r]*')
 _DECODER: Final = json.JSONDecoder()
+_ENCODER: Final = json.JSONEncoder(
+    separators=(',', ':')
+)  # ASCII, so that any text of an error can be written
 
 
 class Element(NamedTuple):
@@ -60,16 +65,18 @@ class Run(NamedTuple):
 
 def render(record: StepRecord, body: Body, ownership: Ownership = UNOWNED, others: bytes = b'') -> bytes:
     """Return the JSON object of one snapshot, on one line; `others` are further members, each with a comma before it."""
+    fields: dict[str, Any]
     if record.kind == 'end':
-        parts = [b'{"state":', body.state, b',"result":', body.node, b',"ts":', _json(_stamp(record.start_ts))]
+        content = b',"result":'
+        fields = {'ts': _stamp(record.start_ts)}
     else:
-        parts = [b'{"state":', body.state, b',"node":', body.node, b',"start_ts":', _json(_stamp(record.start_ts))]
-        parts += [b',"duration":', _json(record.duration), b',"status":"', record.status.encode(), b'"']
-    parts += [b',"kind":"', record.kind.encode(), b'","id":', _json(record.id)]
+        content = b',"node":'
+        fields = {'start_ts': _stamp(record.start_ts), 'duration': record.duration, 'status': record.status}
+    fields['kind'] = record.kind
+    fields['id'] = record.id
     if ours := _extras(record, ownership):
-        parts += [b',"', _OURS.encode(), b'":', _json(ours)]
-    parts += [others, b'}']
-    return b''.join(parts)
+        fields[_OURS] = ours
+    return b''.join((b'{"state":', body.state, content, body.node, b',', _json(fields)[1:-1], others, b'}'))
 
 
 def dump_run(rows: Iterable[Row], *, indent: int | None = None) -> bytes:
@@ -93,7 +100,7 @@ def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:
     if ownership.fence:
         extras['fence'] = ownership.fence
     if ownership.owner is not None:
-        extras['held_by'] = asdict(ownership.owner)
+        extras['held_by'] = _owner_to_json(ownership.owner)
         extras['expires'] = _stamp(ownership.expires)
     return extras
 
@@ -101,6 +108,11 @@ def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:
 def _is_plain(record: StepRecord) -> bool:
     """Whether the snapshot's own fields say all there is to say of its attempts, but for who ran it."""
     return record.attempt == 1 and record.status == 'success' and len(record.attempts) == 1
+
+
+@lru_cache(maxsize=64)
+def _owner_to_json(owner: Owner) -> dict[str, Any]:
+    return asdict(owner)
 
 
 def _attempt_to_json(attempt: Attempt) -> dict[str, Any]:
@@ -112,7 +124,7 @@ def _stamp(moment: datetime | None) -> str | None:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(',', ':')).encode('utf-8', 'surrogatepass')
+    return _ENCODER.encode(value).encode()
 
 
 # -------------------------------------------------------------------------------------------------- reading
@@ -122,7 +134,8 @@ def parse_run(data: str | bytes | bytearray, *, place: str) -> Run:
     """Read the JSON array of a run.
 
     Raises:
-        CorruptSnapshotError: if it is not UTF-8, not JSON, not an array, or not one of snapshots; it names the place.
+        CorruptSnapshotError: if it is not UTF-8, not JSON, not an array, or not one of snapshots; it names
+            the place.
     """
     try:
         text = data if isinstance(data, str) else bytes(data).decode()
@@ -131,7 +144,8 @@ def parse_run(data: str | bytes | bytearray, *, place: str) -> Run:
         return Run(list(_elements(text, place)))
     except json.JSONDecodeError as exc:
         raise CorruptSnapshotError(
-            f'{place}, line {exc.lineno}, column {exc.colno}', f'is not the JSON of a run: {exc.msg}. {_ADVICE}'
+            f'{place}, line {exc.lineno}, column {exc.colno}',
+            f'is not the JSON of a run: {exc.msg}. {_ADVICE}',
         ) from exc
     except (ValueError, RecursionError) as exc:
         if isinstance(exc, CorruptSnapshotError):
@@ -200,7 +214,8 @@ def _members(text: str, at: int) -> Iterator[tuple[str, Any, int, int]]:
 
 
 def _skip(text: str, at: int) -> int:
-    return cast(Any, WHITESPACE).match(text, at).end()
+    match = _WHITESPACE.match(text, at)
+    return match.end() if match else at
 
 
 def _read(values: Mapping[str, Any], seq: int, place: str) -> tuple[StepRecord, Ownership]:
@@ -217,7 +232,7 @@ def _read(values: Mapping[str, Any], seq: int, place: str) -> tuple[StepRecord, 
         if kind == 'end':
             return _read_end(values, snapshot_id, seq)
         return _read_node(values, snapshot_id, seq)
-    except (KeyError, TypeError, ValueError) as exc:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as exc:
         raise CorruptSnapshotError(
             place, f'has a member that cannot be read: {exc!r}. {_ADVICE}', snapshot_id=snapshot_id
         ) from exc
@@ -231,7 +246,7 @@ def _read_end(values: Mapping[str, Any], snapshot_id: str, seq: int) -> tuple[St
 
 
 def _read_node(values: Mapping[str, Any], snapshot_id: str, seq: int) -> tuple[StepRecord, Ownership]:
-    ours = values.get(_OURS) or {}
+    ours = cast('dict[str, Any]', values.get(_OURS) or {})
     status = values.get('status', 'created')
     if status not in _STATUSES:
         raise ValueError(f'status {status!r}')
@@ -276,5 +291,7 @@ def _read_ownership(ours: Mapping[str, Any]) -> Ownership:
 
 
 def _moment(value: str | None) -> datetime | None:
-    return None if value is None else datetime.fromisoformat(value)
-
+    if value is None:
+        return None
+    moment = datetime.fromisoformat(value)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

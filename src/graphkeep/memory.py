@@ -16,7 +16,8 @@ from ._host import RunEndT, StateT
 from .backend import LoggedRun, RunLog
 from .codec import Body, Codec
 from .commit import Attempt, Commit, Receipt, Row, StatusChange, StepRecord, Tail
-from .errors import CorruptSnapshotError, SnapshotStatusError, UnknownSnapshotError
+from .copying import copied
+from .errors import SnapshotStatusError, UnknownSnapshotError
 from .jsonrun import dump_run, parse_run
 from .persistence import StatePersistence
 from .snapshots import NodeSnapshot, Snapshot, now_utc
@@ -31,7 +32,8 @@ __all__ = ('FullStatePersistence', 'MemoryStore', 'SimpleStatePersistence')
 class _Live(StatePersistence[StateT, RunEndT]):
     """The part that the two persistences of live objects have in common: snapshots whose status changes in place.
 
-    Nothing is encoded, so nothing can be lost in encoding; there are no other processes, so there is no ownership.
+    Nothing is encoded, so nothing can be lost in encoding; there are no other processes, so there is no
+    ownership.
     """
 
     run_id: str = field(default_factory=lambda: uuid4().hex, init=False, repr=False, compare=False)
@@ -53,15 +55,18 @@ class _Live(StatePersistence[StateT, RunEndT]):
 
     async def _commit(self, commit: Commit) -> Receipt:
         # without an await, so atomic within the event loop
+        changes = commit.changes
         attempt = 0
-        if changes := commit.changes:
-            found = [self._changeable(change) for change in changes]
-            for change, snapshot in zip(changes, found, strict=True):
+        if len(changes) == 1:
+            attempt = self._change(self._changeable(changes[0]), changes[0])
+        else:
+            for snapshot, change in [(self._changeable(change), change) for change in changes]:
                 attempt = self._change(snapshot, change)
-        if not self._is_there(commit):
+        if commit.rows and not self._is_there(commit):
             for row in commit.rows:
                 self._count += 1
                 self._add(row.body)
+            return _DONE
         return Receipt(0, self._count, attempt)
 
     def _is_there(self, commit: Commit) -> bool:
@@ -94,7 +99,11 @@ class _Live(StatePersistence[StateT, RunEndT]):
             snapshot.duration = change.duration
             return 1
         record = self._record(snapshot).changed(self.run_id, change)
-        snapshot.status, snapshot.start_ts, snapshot.duration = record.status, record.start_ts, record.duration
+        snapshot.status, snapshot.start_ts, snapshot.duration = (
+            record.status,
+            record.start_ts,
+            record.duration,
+        )
         self._kept[id(snapshot)] = _Kept(snapshot, record.attempt, record.attempts)
         return record.attempt
 
@@ -104,7 +113,9 @@ class _Live(StatePersistence[StateT, RunEndT]):
                 id=snapshot.id, kind='end', node_id='End', status='success', seq=seq, start_ts=snapshot.ts
             )
         kept = self._kept.get(id(snapshot))
-        attempt, attempts = (kept.attempt, kept.attempts) if kept else (int(snapshot.start_ts is not None), ())
+        attempt, attempts = (
+            (kept.attempt, kept.attempts) if kept else (int(snapshot.start_ts is not None), ())
+        )
         if not kept and snapshot.status == 'success':
             attempts = (Attempt(snapshot.start_ts, snapshot.duration, 'success'),)
         return StepRecord(
@@ -143,6 +154,7 @@ class _Live(StatePersistence[StateT, RunEndT]):
 
 
 _NO_RECORD = StepRecord(id='', node_id='')
+_DONE = Receipt()
 
 
 @dataclass(slots=True)
@@ -156,8 +168,8 @@ class _Kept:
 class SimpleStatePersistence(_Live[StateT, RunEndT]):
     """Keeps the last snapshot of a run, with the live objects. The default of a graph run.
 
-    State and node are the run's own objects, not copies: a node that is interrupted after it changed the state runs
-    again on the changed state. Use `FullStatePersistence` or a store where that matters.
+    State and node are the run's own objects, not copies: a node that is interrupted after it changed the
+    state runs again on the changed state. Use `FullStatePersistence` or a store where that matters.
     """
 
     last_snapshot: Snapshot[StateT, RunEndT] | None = None
@@ -227,13 +239,14 @@ class FullStatePersistence(_Live[StateT, RunEndT]):
         """Replace the history by what `dump_json`, or pydantic-graph 1.x's own, has written.
 
         Raises:
-            CorruptSnapshotError: if it is something else, or is not of this graph; the history stays as it was.
+            CorruptSnapshotError: if it is something else, or is not of this graph; the history stays as it
+                was.
             UnsupportedTypeError: if pydantic cannot write or read one of the graph's types.
         """
         codec = self._codec()
         rows = parse_run(json_data, place='the JSON given').rows
         history = [codec.decode(row.record, row.body, place='the JSON given') for row in rows]
-        self.history = cast('list[Snapshot[StateT, RunEndT]]', history)
+        self.history = history
         self._kept = {
             id(s): _Kept(s, row.record.attempt, row.record.attempts)
             for s, row in zip(history, rows, strict=True)
@@ -243,11 +256,14 @@ class FullStatePersistence(_Live[StateT, RunEndT]):
 
     def _codec(self) -> Codec[StateT, RunEndT]:
         if self._types is None:
-            raise RuntimeError('The types are not known yet: call `persistence.set_graph_types(graph)` first.')
+            raise RuntimeError(
+                'The types are not known yet: call `persistence.set_graph_types(graph)` first.'
+            )
         return Codec.of(*self._types)
 
     def _find(self, snapshot_id: str) -> Snapshot[StateT, RunEndT] | None:
-        # from the newest on: it is nearly always the one that is meant, so a step's cost does not grow with the run
+        # from the newest on: it is nearly always the one that is meant, so a step's cost does not grow with
+        # the run
         return next((s for s in reversed(self.history) if s.id == snapshot_id), None)
 
     def _add(self, snapshot: Snapshot[StateT, RunEndT]) -> None:
@@ -260,9 +276,9 @@ class FullStatePersistence(_Live[StateT, RunEndT]):
         if self.deep_copy:
             # the snapshot is fresh and its own; only what it refers to is shared with the run
             if snapshot.state is not None:
-                snapshot.state = copy.deepcopy(snapshot.state)
+                snapshot.state = copied(snapshot.state)
             if isinstance(snapshot, NodeSnapshot):
-                snapshot.node = copy.deepcopy(snapshot.node)
+                snapshot.node = copied(snapshot.node)
             elif snapshot.result.data is not None:
                 snapshot.result = copy.deepcopy(snapshot.result)
         return snapshot
@@ -271,8 +287,8 @@ class FullStatePersistence(_Live[StateT, RunEndT]):
 class MemoryStore(Store):
     """Keeps many runs in memory, encoded just as a store on disk keeps them; for tests.
 
-    What a store on disk refuses is refused here, and what is loaded is a fresh object, so code that works with this
-    store works with the others. Safe to use from several threads and event loops.
+    What a store on disk refuses is refused here, and what is loaded is a fresh object, so code that works
+    with this store works with the others. Safe to use from several threads and event loops.
     """
 
     def __init__(self, *, lease: float = LEASE, verify: bool = True, clock: Callable[[], datetime] = now_utc):

@@ -12,7 +12,7 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
-__all__ = ('in_thread', 'pause')
+__all__ = ('in_thread', 'pause', 'redeliver')
 
 T = TypeVar('T')
 
@@ -29,29 +29,47 @@ def _in_asyncio() -> bool:
         return False
 
 
-async def in_thread(func: Callable[[], T]) -> tuple[T, BaseException | None]:
-    """Run `func` in a thread to its end, and return what it returned with the cancellation that came meanwhile.
+async def in_thread(func: Callable[[], T]) -> tuple[Future[T], BaseException | None]:
+    """Run `func` in a thread to its end; return its result or error, and the cancellation that came meanwhile.
 
-    A cancellation of an anyio or trio scope is left to the caller's next checkpoint. asyncio's own `Task.cancel()`
-    passes through anyio's shields and comes once: it is caught, the end awaited, and handed to the caller to raise.
+    A cancellation of an anyio or trio scope is left to the caller's next checkpoint. asyncio's own
+    `Task.cancel()` passes through anyio's shields and comes once: it is caught, the end awaited, and handed
+    to the caller to raise, or to `redeliver`.
     """
     with anyio.CancelScope(shield=True):
-        if not _in_asyncio():
-            return await anyio.to_thread.run_sync(func), None
-        return await _in_asyncio_thread(func)
+        if _in_asyncio():
+            return await _in_asyncio_thread(func)
+        work: Future[T] = Future()
+        await anyio.to_thread.run_sync(_settle, work, func)
+        return work, None
 
 
-async def _in_asyncio_thread(func: Callable[[], T]) -> tuple[T, BaseException | None]:
-    work: Future[T] = _threads().submit(func)
+def _settle(work: Future[T], func: Callable[[], T]) -> None:
+    try:
+        work.set_result(func())
+    except BaseException as exc:  # whatever it is, it belongs to whoever asks for the result
+        work.set_exception(exc)
+
+
+async def _in_asyncio_thread(func: Callable[[], T]) -> tuple[Future[T], BaseException | None]:
+    work = _threads().submit(func)
     waiter = asyncio.wrap_future(work)
     interrupted: BaseException | None = None
-    while True:
+    while not waiter.done():
         try:
-            return await asyncio.shield(waiter), interrupted
+            await asyncio.wait([waiter])
         except asyncio.CancelledError as exc:
-            if waiter.cancelled():
-                raise
             interrupted = exc
+    waiter.exception()  # is the caller's to see, in `work`
+    return work, interrupted
+
+
+def redeliver(interrupted: BaseException | None) -> None:
+    """Cancel the current task once more with a cancellation that was caught, so that its next await raises it."""
+    task = asyncio.current_task() if interrupted is not None else None
+    if task is not None and interrupted is not None:
+        task.uncancel()
+        task.cancel(*interrupted.args)
 
 
 async def pause(seconds: float, *, stubborn: bool) -> BaseException | None:

@@ -1,8 +1,8 @@
 """Who owns a run: a process on a host, and whether it still exists.
 
-Process ids are reused, so a process is known by its id and the moment it started; hosts and containers share names, so
-a host is known by its boot and its process namespace. Where the platform does not tell these (outside Linux), an owner
-is judged by its lease alone.
+Process ids are reused, so a process is known by its id and the moment it started; hosts and containers share
+names, so a host is known by its boot and its process namespace. Where the platform does not tell these
+(outside Linux), an owner is judged by its lease alone.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ from __future__ import annotations
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, cast
 
 from . import _host
 from ._host import BaseNode, BaseStatePersistence, End, RunEndT, StateT
@@ -24,6 +24,7 @@ from .errors import (
     SnapshotStatusError,
     StorageError,
     UnknownRunError,
+    UnknownSnapshotError,
 )
 from .snapshots import EndSnapshot, NodeSnapshot, Snapshot, now_utc
 from .status import CLAIM, FAIL, RECOVER, RELEASE, RETRY, START, SUCCEED, Transition
@@ -35,25 +36,35 @@ if TYPE_CHECKING:
 __all__ = ('StatePersistence',)
 
 
-class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
+class StatePersistence(  # pyright: ignore[reportUntypedBaseClass]
+    BaseStatePersistence[StateT, RunEndT], ABC, Generic[StateT, RunEndT]
+):
     """The durable record of one graph run; what to pass as `persistence=`.
 
     - *Atomic*: every write is one commit, applied whole or not at all.
-    - *Step commit*: that a node succeeded and what comes next are one write, so that storage never holds a run whose
-      last node succeeded and whose next one is missing.
-    - *Cancellation* never leaves a snapshot `running`: a write that was begun is finished, and a node that was
-      interrupted is released, before the cancellation goes on.
-    - *At least once*: a node that succeeded is never run again; one that was interrupted runs again, with the state
-      from before it. See `current_step` for the key that makes its side effects idempotent.
+    - *Step commit*: that a node succeeded and what comes next are one write, so that storage never holds a
+      run whose last node succeeded and whose next one is missing.
+    - *Cancellation* never leaves a snapshot `running`: a write that was begun is finished, and a node that
+      was interrupted is released, before the cancellation goes on.
+    - *At least once*: a node that succeeded is never run again; one that was interrupted runs again, with the
+      state from before it. See `current_step` for the key that makes its side effects idempotent.
 
-    One instance serves one run. Subclasses provide storage; the contract itself is here, and the same for all.
+    One instance serves one run. Subclasses provide storage; the contract itself is here, and the same for
+    all.
     """
 
     run_id: str
     """Names the run, in errors and to the node's code."""
 
-    _held: Commit | None = None  # the change of a step that ended, on its way into one write with what comes next
+    _held: Commit | None = (
+        None  # the change of a step that ended, on its way into one write with what comes next
+    )
     _claimed: frozenset[str] = frozenset()  # what `load_next` handed out and nobody has started
+
+    if TYPE_CHECKING:
+        # where the host has no persistence the base is unknown to a type checker, which then takes a class
+        # attribute that holds a persistence for a descriptor that may return anything
+        def __get__(self, instance: object, owner: type | None = None) -> Self: ...
 
     # ------------------------------------------------------------------------------------ storage primitives
 
@@ -61,8 +72,8 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
     async def _commit(self, commit: Commit) -> Receipt:
         """Apply the commit whole, or raise and change nothing; see `RunBackend.commit`.
 
-        A cancellation before it is begun may be raised, unless it must land; one that comes while it is made is
-        returned in the receipt.
+        A cancellation before it is begun may be raised, unless it must land; one that comes while it is made
+        is returned in the receipt.
         """
 
     @abstractmethod
@@ -99,8 +110,8 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
         """Store that `next_node` is to be run with this state, in one write with the end of the step before it.
 
         Raises:
-            UnfaithfulSnapshotError: if it would not be loaded as it was given. The step before it, which made it, is
-                then recorded as failed with this error.
+            UnfaithfulSnapshotError: if it would not be loaded as it was given. The step before it, which made
+                it, is then recorded as failed with this error.
         """
         await self._append(cast('Snapshot[StateT, RunEndT]', NodeSnapshot(state=state, node=next_node)))
 
@@ -114,7 +125,7 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
         """
         await self._flush()
         row = self._row(cast('Snapshot[StateT, RunEndT]', NodeSnapshot(state=state, node=next_node)))
-        _deliver(await self._submit(Commit(rows=(row,), unless_exists=snapshot_id)))
+        _deliver(await self._commit(Commit(rows=(row,), unless_exists=snapshot_id)))
 
     async def snapshot_end(self, state: StateT, end: End[RunEndT]) -> None:
         """Store the end of the run, in one write with the end of its last step.
@@ -127,12 +138,12 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
     def record_run(self, snapshot_id: str) -> AbstractAsyncContextManager[None]:
         """Record the run of a node: `running` on entering; on leaving `success`, `error`, or `created` if interrupted.
 
-        `success` is not written on leaving but by the `snapshot_node` or `snapshot_end` that follows, together with
-        it; or, if something else follows, before that.
+        `success` is not written on leaving but by the `snapshot_node` or `snapshot_end` that follows,
+        together with it; or, if something else follows, before that.
 
         Raises:
-            SnapshotStatusError: (also known as `GraphNodeRunningError`) if the snapshot is not `created` or `pending`.
-                Of several starters of one snapshot exactly one does not get it.
+            SnapshotStatusError: (also known as `GraphNodeRunningError`) if the snapshot is not `created` or
+                `pending`. Of several starters of one snapshot exactly one does not get it.
             UnknownSnapshotError: (a `LookupError`) if the run has no such snapshot.
             RunOwnedError: if another living owner has the run.
             OwnershipLostError: if another owner took the run while the node ran; the node is cancelled then.
@@ -142,8 +153,8 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
     async def load_next(self) -> NodeSnapshot[StateT, RunEndT] | None:
         """Hand out the next node to run: the oldest `created` snapshot that the run has not gone past, now `pending`.
 
-        If the run's owner is gone, what it had pending or running is recovered first. Of several callers one gets a
-        snapshot. A snapshot that cannot be read is not handed out and stays as it is.
+        If the run's owner is gone, what it had pending or running is recovered first. Of several callers one
+        gets a snapshot. A snapshot that cannot be read is not handed out and stays as it is.
 
         Returns:
             The snapshot, or `None` if there is none; `why_unresumable` says why.
@@ -161,9 +172,9 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
                 return None
             snapshot = cast('NodeSnapshot[StateT, RunEndT]', self._thaw(candidates[0]))
             changes = [self._recovery(row) for row in abandoned]
-            changes.append(StatusChange(candidates[0].record.id, CLAIM, self._now()))
+            changes.append(StatusChange(candidates[0].record.id, CLAIM))
             try:
-                receipt = await self._submit(Commit(changes=changes))
+                receipt = await self._commit(Commit(changes=changes))
             except SnapshotStatusError:
                 continue  # somebody else was faster: look again
             self._claimed |= {snapshot.id}
@@ -213,7 +224,7 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
         if (await self._tail()).rows:
             return
         row = self._row(cast('Snapshot[StateT, RunEndT]', NodeSnapshot(state=state, node=start_node)))
-        _deliver(await self._submit(Commit(rows=(row,), unless_any=True)))
+        _deliver(await self._commit(Commit(rows=(row,), unless_any=True)))
 
     async def load_history(self) -> list[StepRecord]:
         """Load what is known of every snapshot without decoding any: statuses, attempts, errors, times, owners."""
@@ -243,8 +254,9 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
     async def recover(self) -> int:
         """Set what an owner that is gone had pending or running back to `created`. Idempotent.
 
-        `load_next` does this by itself where a gone owner is on record. This is for where none is, such as a file
-        that pydantic-graph's own class left behind: call it when you know that nobody is at the run any more.
+        `load_next` does this by itself where a gone owner is on record. This is for where none is, such as a
+        file that pydantic-graph's own class left behind: call it when you know that nobody is at the run any
+        more.
 
         Returns:
             How many snapshots were set back.
@@ -255,7 +267,7 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
         await self._flush()
         tail = await self._tail()
         if tail.open:
-            _deliver(await self._submit(Commit(changes=[self._recovery(row) for row in tail.open])))
+            _deliver(await self._commit(Commit(changes=[self._recovery(row) for row in tail.open])))
         return len(tail.open)
 
     async def retry(self) -> None:
@@ -271,18 +283,17 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
         record = (await self._known_tail()).rows[0].record
         if record.kind == 'end':
             raise RunFinishedError(self.run_id, record.start_ts)
-        _deliver(await self._submit(Commit(changes=[StatusChange(record.id, RETRY, self._now())])))
+        _deliver(await self._commit(Commit(changes=[StatusChange(record.id, RETRY)])))
 
     async def release(self) -> None:
         """Give back what this instance was handed by `load_next` and never ran, so that anybody may run it."""
         await self._flush()
         claimed, self._claimed = self._claimed, frozenset()
-        changes = [StatusChange(i, RELEASE, self._now(), reason='never run') for i in sorted(claimed)]
+        changes = [StatusChange(i, RELEASE, reason='never run') for i in sorted(claimed)]
         if changes:
-            try:
-                _deliver(await self._submit(Commit(changes=changes, must_land=True)))
-            except (OwnershipLostError, SnapshotStatusError):
-                pass  # somebody else has taken it already
+            # what somebody else has taken over, or gone past, is no longer this instance's to give back
+            with suppress(OwnershipLostError, SnapshotStatusError, UnknownSnapshotError):
+                _deliver(await self._commit(Commit(changes=changes, must_land=True)))
 
     async def why_unresumable(self) -> GraphkeepError:
         """Return the error that says why `load_next` has nothing: unknown, finished, failed or owned elsewhere."""
@@ -298,10 +309,6 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
         return RunOwnedError(self.run_id, tail.ownership.owner, tail.ownership.expires)
 
     # -------------------------------------------------------------------------------------- how it is done
-
-    async def _submit(self, commit: Commit) -> Receipt:
-        """Commit; the place where a subclass adds who writes."""
-        return await self._commit(commit)
 
     def _now(self) -> datetime:
         return now_utc()
@@ -324,7 +331,7 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
     def _recovery(self, row: Row) -> StatusChange:
         owner = row.record.owner
         reason = f'{owner} is gone' if owner else 'its owner is gone'
-        return StatusChange(row.record.id, RECOVER, self._now(), reason=reason)
+        return StatusChange(row.record.id, RECOVER, reason=reason)
 
     def _row(self, snapshot: Snapshot[StateT, RunEndT]) -> Row:
         if isinstance(snapshot, NodeSnapshot):
@@ -347,7 +354,7 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
                 await self._fail_held(held, exc)
             raise
         if held is None:
-            _deliver(await self._submit(Commit(rows=(row,))))
+            _deliver(await self._commit(Commit(rows=(row,))))
         else:
             held.rows = (row,)
             await self._write_held(held)
@@ -359,7 +366,7 @@ class StatePersistence(BaseStatePersistence[StateT, RunEndT], ABC):
 
     async def _write_held(self, held: Commit) -> None:
         try:
-            receipt = await self._submit(held)
+            receipt = await self._commit(held)
         except (StorageError, LockTimeoutError) as exc:
             if _undone(exc):
                 self._held = held  # the next use of this instance tries again
@@ -382,7 +389,9 @@ class Guard(ABC):
     def __enter__(self) -> None: ...
 
     @abstractmethod
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> bool:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
         """Return whether the exception is the cancellation that this guard itself caused."""
 
 
@@ -400,7 +409,7 @@ class StepRun(AbstractAsyncContextManager[None]):
         if persistence._held is not None:
             await persistence._flush()
         start = StatusChange(self._snapshot_id, START, persistence._now())
-        self._receipt = receipt = await persistence._submit(Commit(changes=(start,)))
+        self._receipt = receipt = await persistence._commit(Commit(changes=(start,)))
         if persistence._claimed:
             persistence._claimed -= {self._snapshot_id}
         self._begun = perf_counter()
@@ -420,7 +429,7 @@ class StepRun(AbstractAsyncContextManager[None]):
         if self._guard is not None and self._guard.__exit__(kind, exc, tb):
             raise OwnershipLostError(self._persistence.run_id, None) from exc
         if exc is None:
-            change = StatusChange(self._snapshot_id, SUCCEED, self._persistence._now(), perf_counter() - self._begun)
+            change = StatusChange(self._snapshot_id, SUCCEED, None, perf_counter() - self._begun)
             self._persistence._held = Commit(changes=(change,), must_land=True)
         else:
             interrupted = await self._end(FAIL if isinstance(exc, Exception) else RELEASE, exc)
@@ -430,7 +439,7 @@ class StepRun(AbstractAsyncContextManager[None]):
 
     async def _end(self, transition: Transition, exc: BaseException) -> BaseException | None:
         """Write how it ended, and return a cancellation that came meanwhile; `exc` goes on to the caller anyway."""
-        change = StatusChange(self._snapshot_id, transition, self._persistence._now(), perf_counter() - self._begun)
+        change = StatusChange(self._snapshot_id, transition, None, perf_counter() - self._begun)
         if transition is FAIL:
             change.error = describe(exc)
         else:
@@ -438,7 +447,7 @@ class StepRun(AbstractAsyncContextManager[None]):
         persistence = self._persistence
         commit = Commit(changes=(change,), must_land=True)
         try:
-            return (await persistence._submit(commit)).interrupted
+            return (await persistence._commit(commit)).interrupted
         except (StorageError, LockTimeoutError) as other:
             if _undone(other):
                 persistence._held = commit  # the next use of this instance tries again

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import anyio
 
 from ._host import BaseNode, End, GraphRuntimeError, RunEndT, StateT
-from .errors import GraphkeepError, RunFinishedError
+from .errors import GraphkeepError, RunFinishedError, SnapshotStatusError
 from .graph import Graph, GraphRun, GraphRunResult
 from .persistence import StatePersistence
 from .snapshots import EndSnapshot
@@ -31,8 +31,9 @@ async def run_or_resume(
 ) -> GraphRunResult[StateT, RunEndT]:
     """Run a graph to its end, from wherever the run is.
 
-    A run of which nothing is stored is started; of several processes that start it, one does. An unfinished run goes
-    on, with what a gone owner had in hand recovered. Of a finished run the recorded result is returned.
+    A run of which nothing is stored is started; of several processes that start it, one does. An unfinished
+    run goes on, with what a gone owner had in hand recovered. Of a finished run the recorded result is
+    returned.
 
     Args:
         graph: The graph.
@@ -46,25 +47,32 @@ async def run_or_resume(
     Raises:
         UnknownRunError: if nothing is stored of the run and there is no `start_node`.
         RunFinishedError: if the run has finished and a new one was asked for with `on_finished='raise'`.
-        RunFailedError: if the run stopped at a node that raised; `await persistence.retry()` gives it another attempt.
+        RunFailedError: if the run stopped at a node that raised; `await persistence.retry()` gives it another
+            attempt.
         RunOwnedError: if another living owner has the run.
     """
     if infer_name:
         _name(graph, inspect.currentframe())
-    async with iter_or_resume(
-        graph,
-        start_node,
-        state=state,
-        deps=deps,
-        persistence=persistence,
-        on_finished=on_finished,
-        infer_name=False,
-    ) as run:
-        async for _ in run:
-            pass
-    if (result := run.result) is None:
-        raise GraphRuntimeError('The run was left before its end.')
-    return result
+    while True:
+        async with iter_or_resume(
+            graph,
+            start_node,
+            state=state,
+            deps=deps,
+            persistence=persistence,
+            on_finished=on_finished,
+            infer_name=False,
+        ) as run:
+            try:
+                async for _ in run:
+                    pass
+            except SnapshotStatusError as exc:
+                if exc.run_id != persistence.run_id:
+                    raise
+                continue  # between two steps the run is free, and somebody else went on with it: see where it is now
+        if (result := run.result) is None:
+            raise GraphRuntimeError('The run was left before its end.')
+        return result
 
 
 @asynccontextmanager
@@ -81,8 +89,8 @@ async def iter_or_resume(
 ) -> AsyncGenerator[GraphRun[StateT, Any, RunEndT]]:
     """Iterate over the nodes of a run, from wherever it is; the context manager behind `run_or_resume`.
 
-    Arguments and errors are those of `run_or_resume`; `span` is the span to use for the run. A finished run is yielded
-    at its end. A node that was loaded and not run is given back on leaving.
+    Arguments and errors are those of `run_or_resume`; `span` is the span to use for the run. A finished run
+    is yielded at its end. A node that was loaded and not run is given back on leaving.
     """
     if not isinstance(persistence, StatePersistence):
         raise TypeError(f'persistence must be a graphkeep.StatePersistence, got {persistence!r}')
@@ -113,7 +121,9 @@ async def _finished(
     if not isinstance(last, EndSnapshot):
         raise await persistence.why_unresumable()  # somebody has gone on with it this very moment
     end: Any = End(last.result.data)
-    return GraphRun(graph=graph, start_node=end, persistence=persistence, state=last.state, deps=deps, traceparent=None)
+    return GraphRun(
+        graph=graph, start_node=end, persistence=persistence, state=last.state, deps=deps, traceparent=None
+    )
 
 
 async def _release(persistence: StatePersistence[Any, Any]) -> None:

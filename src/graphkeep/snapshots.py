@@ -13,7 +13,14 @@ from . import _host
 from ._host import BaseNode, End, RunEndT, StateT
 from .status import SnapshotStatus
 
-__all__ = ('EndSnapshot', 'NodeSnapshot', 'Snapshot', 'SnapshotStatus', 'build_snapshot_list_type_adapter', 'now_utc')
+__all__ = (
+    'EndSnapshot',
+    'NodeSnapshot',
+    'Snapshot',
+    'SnapshotStatus',
+    'build_snapshot_list_type_adapter',
+    'now_utc',
+)
 
 _UNSET_ID = '__unset__'
 
@@ -38,13 +45,14 @@ class _NodeSchema:
         choices = tuple(Annotated[node, pydantic.Tag(node.get_node_id())] for node in nodes)
         schema = handler(Annotated[Union[choices], pydantic.Discriminator(_node_id_of)])  # noqa: UP007
         schema['serialization'] = core_schema.wrap_serializer_function_ser_schema(
-            _dump_node, return_schema=core_schema.dict_schema(core_schema.str_schema(), core_schema.any_schema())
+            _dump_node,
+            return_schema=core_schema.dict_schema(core_schema.str_schema(), core_schema.any_schema()),
         )
         return schema
 
 
 def _node_id_of(data: Any) -> str | None:
-    return data.get('node_id') if isinstance(data, dict) else data.get_node_id()
+    return cast('dict[str, Any]', data).get('node_id') if isinstance(data, dict) else data.get_node_id()
 
 
 def _dump_node(node: Any, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -52,7 +60,12 @@ def _dump_node(node: Any, handler: pydantic.SerializerFunctionWrapHandler) -> di
 
 
 if not TYPE_CHECKING and _host.HAS_RUNNER:
-    from pydantic_graph.persistence import EndSnapshot, NodeSnapshot, Snapshot, build_snapshot_list_type_adapter
+    from pydantic_graph.persistence import (
+        EndSnapshot,
+        NodeSnapshot,
+        Snapshot,
+        build_snapshot_list_type_adapter,
+    )
 else:
 
     @dataclass(kw_only=True)

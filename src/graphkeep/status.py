@@ -1,8 +1,8 @@
-"""The status machine of a snapshot: one table, read by every backend and every test.
+r"""The status machine of a snapshot: one table, read by every backend and every test.
 
 ```
 created ──claim──> pending ──start──> running ──succeed──> success
-   ^ \\────────────────start─────────────^  \\ ───fail────> error
+   ^ \────────────────start─────────────^  \ ───fail────> error
    └── release, recover <── pending, running                │
    └────────────────────────── retry <──────────────────────┘
 ```

@@ -31,8 +31,8 @@ class Step:
     def idempotency_key(self) -> str:
         """A key that is the same for every attempt at this step and differs from every other step's.
 
-        A node that was interrupted runs again. Give this key to the outside services that it calls, and what they did
-        for the first attempt they do not do twice.
+        A node that was interrupted runs again. Give this key to the outside services that it calls, and what
+        they did for the first attempt they do not do twice.
         """
         return str(uuid5(_KEYS, f'{self.run_id}\0{self.seq}\0{self.snapshot_id}'))
 

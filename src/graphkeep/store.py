@@ -22,8 +22,8 @@ class Store(ABC):
         """Return the persistence of one run; the run begins to exist with its first snapshot.
 
         Args:
-            run_id: Any text of 1 to 128 characters that has no control characters and no slashes, and begins neither
-                with a dot nor with a space.
+            run_id: Any text of 1 to 128 characters that has no control characters and no slashes, and begins
+                neither with a dot nor with a space.
 
         Raises:
             InvalidRunIdError: if the id is not of that form.
@@ -51,5 +51,7 @@ def check_run_id(run_id: object) -> str:
         raise InvalidRunIdError(run_id, 'it begins with a dot or a space; begin with another character.')
     bad = next((c for c in run_id if c in '/\\' or unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp')), None)
     if bad is not None:
-        raise InvalidRunIdError(run_id, f'it contains {bad!r}; give no slashes, control characters or surrogates.')
+        raise InvalidRunIdError(
+            run_id, f'it contains {bad!r}; give no slashes, control characters or surrogates.'
+        )
     return run_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
@@ -17,9 +18,9 @@ from . import _host, heartbeat
 from ._host import RunEndT, StateT
 from .backend import LockBusy, RunBackend
 from .codec import Codec
-from .commit import Commit, Receipt, Row, Tail
+from .commit import Commit, Receipt, Row, Tail, Writer
 from .errors import LockTimeoutError, OwnershipLostError, StorageError
-from .offload import in_thread, pause
+from .offload import in_thread, pause, redeliver
 from .owner import new_owner
 from .persistence import Guard, StatePersistence
 from .snapshots import Snapshot
@@ -43,22 +44,29 @@ _ENDS = frozenset({SUCCEED, FAIL, RELEASE})
 class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
     """The persistence of one run over a `RunBackend`.
 
-    - *Ownership*: starting a node, or being handed one, takes the run; the end of the step gives it up. While it is
-      held the lease is renewed in the background. A write by a former owner is refused with `OwnershipLostError`.
+    - *Ownership*: starting a node, or being handed one, takes the run; the end of the step gives it up. While
+      it is held the lease is renewed in the background. A write by a former owner is refused with
+      `OwnershipLostError`.
     - *Faithful*: with `verify=True` every snapshot is decoded again before it is written, and refused with
       `UnfaithfulSnapshotError` if that is not what was given.
     """
 
     def __init__(
-        self, backend: RunBackend, *, lease: float = LEASE, lock_timeout: float = LOCK_TIMEOUT, verify: bool = True
+        self,
+        backend: RunBackend,
+        *,
+        lease: float = LEASE,
+        lock_timeout: float = LOCK_TIMEOUT,
+        verify: bool = True,
     ):
         """Make the persistence of the run that `backend` holds.
 
         Args:
             backend: Storage of the run.
-            lease: How long the run stays this owner's without a renewal, in seconds. It is renewed three times as
-                often while a node runs.
-            lock_timeout: How long a call waits while somebody else is writing, in seconds; then `LockTimeoutError`.
+            lease: How long the run stays this owner's without a renewal, in seconds. It is renewed three
+                times as often while a node runs.
+            lock_timeout: How long a call waits while somebody else is writing, in seconds; then
+                `LockTimeoutError`.
             verify: Whether to check before each write that the snapshot would be loaded as it was given.
         """
         if not lease > 0:
@@ -121,8 +129,10 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
     # --------------------------------------------------------------------------------------------- storage
 
     async def _commit(self, commit: Commit) -> Receipt:
-        receipt, interrupted = await self._call(lambda: self._claims.commit(commit), stubborn=commit.must_land)
-        return receipt if interrupted is None else receipt._replace(interrupted=interrupted)
+        receipt, receipt.interrupted = await self._call(
+            lambda: self._claims.commit(commit), stubborn=commit.must_land
+        )
+        return receipt
 
     async def _tail(self) -> Tail:
         return await self._read(self._backend.tail)
@@ -144,11 +154,19 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
             try:
                 if self._backend.prompt:
                     return func(), interrupted
-                value, cancelled = await in_thread(func)
-                return value, cancelled or interrupted
+                work, cancelled = await in_thread(func)
+                interrupted = cancelled or interrupted
+                return work.result(), interrupted
             except LockBusy:
+                if interrupted is not None and not stubborn:
+                    raise interrupted from None
                 if waited >= self.lock_timeout:
+                    redeliver(interrupted)
                     raise LockTimeoutError(self._place, self.lock_timeout) from None
+            except Exception:
+                # the error says what became of the work; the cancellation comes right after it
+                redeliver(interrupted)
+                raise
             interrupted = await pause(wait, stubborn=stubborn) or interrupted
             waited += wait
             wait = min(wait * 1.5, _POLL[1])
@@ -186,10 +204,9 @@ class _Claims:
             if ended - self._in_hand:
                 raise OwnershipLostError(self._backend.run_id, None)
             in_hand = (self._in_hand | begun) - ended
-            commit.fence = self._fence
-            commit.lease = self._lease
-            commit.take = self._owner if any(c.transition in _TAKES for c in commit.changes) else None
-            commit.give_up = not in_hand and (self._fence is not None or commit.take is not None)
+            take = self._owner if any(c.transition in _TAKES for c in commit.changes) else None
+            give_up = not in_hand and (self._fence is not None or take is not None)
+            commit.writer = Writer(self._fence, take, self._lease, give_up)
             undurable: StorageError | None = None
             try:
                 receipt = self._backend.commit(commit)
@@ -233,7 +250,7 @@ class _Claims:
     def _renew(self) -> None:
         with self._mutex:
             if self._fence is not None:
-                self._backend.commit(Commit(fence=self._fence, take=self._owner, lease=self._lease))
+                self._backend.commit(Commit(writer=Writer(self._fence, self._owner, self._lease)))
 
     def _lost(self) -> None:
         with self._mutex:
@@ -264,14 +281,14 @@ class _NodeGuard(Guard):
         self._scope.__enter__()
         self._claims.enter(self)
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> bool:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
         self._claims.leave(self)
         swallowed = self._scope.__exit__(kind, exc, tb)
         return bool(swallowed) and self._lost
 
     def cancel(self) -> None:
         self._lost = True
-        try:
+        with suppress(RuntimeError):  # the event loop has ended, and the node with it
             anyio.from_thread.run_sync(self._scope.cancel, token=self._loop)
-        except RuntimeError:  # the event loop has ended, and the node with it
-            pass
