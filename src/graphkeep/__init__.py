@@ -1,8 +1,8 @@
-"""Durable state persistence for pydantic-graph: runs that survive crashes, deploys and people who answer tomorrow."""
+"""Durable state persistence for pydantic-graph: runs that survive crashes, deploys and slow people."""
 
 from __future__ import annotations
 
-from ._host import BaseStatePersistence
+from ._host import BaseStatePersistence  # pyright: ignore
 from .commit import Attempt, Ownership, StepError, StepRecord
 from .errors import (
     CorruptSnapshotError,

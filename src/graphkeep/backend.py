@@ -1,4 +1,4 @@
-"""What a store has to provide for one run, and the part that stores which keep a run at hand have in common."""
+"""What a store has to provide for one run, and what stores that keep a run at hand have in common."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RunBackend(ABC):
     clock: Callable[[], datetime]
     """The clock that leases are measured with (UTC)."""
     prompt: bool
-    """Whether its methods are quicker than a switch of threads, so that an event loop may call them directly."""
+    """Whether its methods are quicker than a switch of threads; an event loop then calls them directly."""
 
     @abstractmethod
     def commit(self, commit: Commit) -> Receipt:

@@ -69,7 +69,8 @@ class Codec(Generic[StateT, RunEndT]):
         self.run_end_type = run_end_type
         result_type = _result_type(self.nodes, run_end_type)
         self._state = _Shape('state type', state_type, state_type)
-        self._result = _Shape('result type', result_type, End[result_type])
+        # `End[...]` may return an alias made before for an equal type, see `of`
+        self._result = _Shape('result type', result_type, types.GenericAlias(End, (result_type,)))
         shapes = [_NodeShape(node) for node in self.nodes]
         self._by_id = {shape.node_id: shape for shape in shapes}
         self._by_class = {shape.node_class: shape for shape in shapes}
@@ -344,8 +345,8 @@ def _unwritable(value: Any, exc: Exception) -> str:
         )
     return (
         f'is of type {type(value).__qualname__}, and cannot be written as JSON ({_reason(exc)}): '
-        'store a value of the declared type, keep what is not data (clients, locks, callables) in deps, give its '
-        'type a serializer and a validator, and refer to what is above it by an id'
+        'store a value of the declared type, keep what is not data (clients, locks, callables) in deps, '
+        'give its type a serializer and a validator, and refer to what is above it by an id'
     )
 
 
@@ -408,7 +409,7 @@ def _result_type(nodes: Iterable[_NodeType], declared: Any) -> Any:
             # `Any` beside a type would take from it what that type has to convert
             if type_ not in (Never, Any, object, *found) and not isinstance(type_, TypeVar | ForwardRef):
                 found.append(type_)
-    return Union[tuple(found)]  # noqa: UP007
+    return Union[tuple(found)] if len(found) > 1 else declared  # noqa: UP007
 
 
 def _base_arguments(node: _NodeType) -> Iterator[Any]:

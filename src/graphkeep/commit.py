@@ -198,7 +198,7 @@ class Writer:
     fence: int | None = None
     """The number under which the writer has the run, `None` if it does not have it."""
     take: Owner | None = None
-    """Take the run for this owner, or go on having it; adds 1 to the fence unless the writer has it already."""
+    """Take the run for this owner; adds 1 to the fence unless the writer has the run already."""
     lease: float = 0.0
     """How long the run is taken, or its lease renewed, for; in seconds from now."""
     give_up: bool = False
@@ -238,14 +238,14 @@ class Receipt:
     attempt: int = 0
     """The attempt number of the last snapshot that it changed."""
     interrupted: BaseException | None = None
-    """A cancellation that came while the commit was made, which was made whole all the same: the caller raises it."""
+    """A cancellation that came while the commit was made; for the caller to raise."""
 
 
 class Tail(NamedTuple):
     """The end of a run: all that going on with it needs, whatever the length of the run."""
 
     rows: Sequence[Row]
-    """The rows from the newest back to the newest settled one, that one included; empty if nothing is stored."""
+    """The rows from the newest back to the newest settled one, included; empty if nothing is stored."""
     open: Sequence[Row] = ()
     """The rows that are pending or running, wherever they are, oldest first."""
     ownership: Ownership = UNOWNED

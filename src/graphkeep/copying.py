@@ -30,7 +30,7 @@ def copied(value: T) -> T:
 
 @lru_cache(maxsize=1024)
 def _is_ordinary(cls: type[Any]) -> bool:
-    """Whether instances are dataclasses that keep all they have in `__dict__` and have no say in how they are copied."""
+    """Whether instances are dataclasses, all in `__dict__`, with no say in how they are copied."""
     return (
         is_dataclass(cls)
         and not any('__slots__' in vars(base) and vars(base)['__slots__'] for base in cls.__mro__)

@@ -125,7 +125,7 @@ class UnknownRunError(_RunError, LookupError):
     def __init__(self, run_id: str):
         super().__init__(
             run_id,
-            f'Nothing is stored of run {run_id!r}: start it with a first node, or check where you look for it.',
+            f'Nothing is stored of run {run_id!r}: start it with a first node, or look elsewhere.',
         )
 
 
@@ -142,7 +142,7 @@ class RunFinishedError(_RunError):
 
 
 class RunFailedError(_RunError):
-    """Refuse to go on with a run that stopped at a node which raised, or whose next node was never recorded."""
+    """Refuse to go on with a run whose last node raised, or whose next node was never recorded."""
 
     snapshot_id: str
     """The snapshot at which it stopped."""
@@ -157,8 +157,8 @@ class RunFailedError(_RunError):
         if status == 'success':
             message = (
                 f'Run {run_id!r} stopped after {snapshot_id!r} succeeded, before its next node was recorded. '
-                'graphkeep never leaves a run like this: whatever wrote it lost the next node, so start a new run '
-                'from `await persistence.last_state()`.'
+                'graphkeep never leaves a run like this: whatever wrote it lost the next node. '
+                'Start a new run from `await persistence.last_state()`.'
             )
         else:
             cause = f' with {error.type}: {error.message}' if error else ''
@@ -182,8 +182,8 @@ class RunOwnedError(_RunError):
         self.until = until
         if owner is None:
             message = (
-                f'Run {run_id!r} has a snapshot that is pending or running, and no owner is recorded: if nobody is '
-                'at it any more, call `await persistence.recover()` and resume.'
+                f'Run {run_id!r} has a snapshot that is pending or running, and no owner is recorded: '
+                'if nobody is at it any more, call `await persistence.recover()` and resume.'
             )
         else:
             lease = f' until {until:%Y-%m-%d %H:%M:%S} UTC or longer' if until else ''
@@ -251,7 +251,7 @@ class UnfaithfulSnapshotError(GraphkeepError, ValueError):
 
 
 class CorruptSnapshotError(GraphkeepError, ValueError):
-    """Refuse to read something stored that is damaged, foreign, or no longer fits the graph. It is left as it is."""
+    """Refuse to read what is damaged, foreign, or no longer fits the graph. It is left as it is."""
 
     place: str
     """Where it is stored: a file with a place in it, or a run."""
@@ -266,7 +266,7 @@ class CorruptSnapshotError(GraphkeepError, ValueError):
 
 
 class StorageError(GraphkeepError, OSError):
-    """Report that a read or write failed in the storage below, such as a full disk. What was stored before is intact."""
+    """Report that the storage below failed, such as a full disk. What was stored before is intact."""
 
     place: str
     """What was to be read or written."""
@@ -299,7 +299,7 @@ class LockTimeoutError(GraphkeepError, TimeoutError):
         self.place = place
         self.waited = waited
         super().__init__(
-            f'{place} was locked by somebody else for {waited:g} s. The lock goes when its process does, so a process '
+            f'{place} was locked by somebody else for {waited:g} s. The lock goes with its process, so one '
             'is still writing there: try again, or raise the wait.'
         )
 

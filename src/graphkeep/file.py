@@ -139,7 +139,7 @@ class FileStore(Store):
         self._open('check')  # the options are wrong here, not where the first run is asked for
 
     def path(self, run_id: str) -> Path:
-        """Return the file of a run: its id with `.json`, with whatever file systems differ about percent-encoded."""
+        """Return the file of a run: its id, percent-encoded where file systems differ, and `.json`."""
         name = f'{quote(run_id, safe="")}.json'
         if len(name) > _MAX_NAME:
             raise InvalidRunIdError(
@@ -330,7 +330,7 @@ class _RunFile(LoggedRun):
         self._text += b',\n'.join(element.text for element in run.elements)
 
     def _replace(self, keep: int, changed: bytes) -> _Version:
-        """Put a file with the first `keep` bytes of the text at hand and the changed rest in the place of the old one."""
+        """Replace the file by one with the first `keep` bytes of the text at hand and the changed rest."""
         temporary = self._temporary
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY | _NOFOLLOW
         try:

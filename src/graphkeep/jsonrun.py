@@ -1,4 +1,4 @@
-"""A run as JSON: pydantic-graph 1.x's array of snapshots, with what that has no field for under a key of our own.
+"""A run as JSON: pydantic-graph 1.x's array of snapshots, and what it has no field for under our own key.
 
 pydantic-graph 1.x ignores that key when it reads and drops it when it writes. The states and nodes of a file
 are carried over as the bytes they are, never parsed and written anew.
@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
 
 def render(record: StepRecord, body: Body, ownership: Ownership = UNOWNED, others: bytes = b'') -> bytes:
-    """Return the JSON object of one snapshot, on one line; `others` are further members, each with a comma before it."""
+    """Return the JSON object of one snapshot, on one line; `others` are more members, commas first."""
     fields: dict[str, Any]
     if record.kind == 'end':
         content = b',"result":'
@@ -157,7 +157,7 @@ _ADVICE: Final = 'It is left as it is: restore it from a copy, or use another pl
 
 
 def parse_body(text: bytes) -> tuple[Body, bytes]:
-    """Return the body that the JSON object of a snapshot holds, and its members that are unknown here, as they are."""
+    """Return the body that the JSON object of a snapshot holds, and the members unknown here."""
     decoded = text.decode()
     spans = {key: decoded[start:end].encode() for key, _, start, end in _members(decoded, 0)}
     others = b''.join(b',' + _json(key) + b':' + value for key, value in spans.items() if key not in _KNOWN)

@@ -30,7 +30,7 @@ __all__ = ('FullStatePersistence', 'MemoryStore', 'SimpleStatePersistence')
 
 @dataclass
 class _Live(StatePersistence[StateT, RunEndT]):
-    """The part that the two persistences of live objects have in common: snapshots whose status changes in place.
+    """What the two persistences of live objects have in common: statuses that change in place.
 
     Nothing is encoded, so nothing can be lost in encoding; there are no other processes, so there is no
     ownership.
@@ -196,7 +196,7 @@ class FullStatePersistence(_Live[StateT, RunEndT]):
     """Keeps every snapshot of a run in memory; for tests and notebooks."""
 
     deep_copy: bool = True
-    """Whether a snapshot holds deep copies of state and node, so that it shows them as they were when it was taken.
+    """Whether a snapshot holds deep copies of state and node, as they were when it was taken.
 
     With `False` it refers to the run's own objects.
     """

@@ -30,18 +30,20 @@ def _in_asyncio() -> bool:
 
 
 async def in_thread(func: Callable[[], T]) -> tuple[Future[T], BaseException | None]:
-    """Run `func` in a thread to its end; return its result or error, and the cancellation that came meanwhile.
+    """Run `func` in a thread to its end; return how it went, and a cancellation that came meanwhile.
 
     A cancellation of an anyio or trio scope is left to the caller's next checkpoint. asyncio's own
     `Task.cancel()` passes through anyio's shields and comes once: it is caught, the end awaited, and handed
     to the caller to raise, or to `redeliver`.
     """
+    work: Future[T] = Future()
+    interrupted: BaseException | None = None
     with anyio.CancelScope(shield=True):
         if _in_asyncio():
-            return await _in_asyncio_thread(func)
-        work: Future[T] = Future()
-        await anyio.to_thread.run_sync(_settle, work, func)
-        return work, None
+            work, interrupted = await _in_asyncio_thread(func)
+        else:
+            await anyio.to_thread.run_sync(_settle, work, func)
+    return work, interrupted
 
 
 def _settle(work: Future[T], func: Callable[[], T]) -> None:
@@ -65,7 +67,7 @@ async def _in_asyncio_thread(func: Callable[[], T]) -> tuple[Future[T], BaseExce
 
 
 def redeliver(interrupted: BaseException | None) -> None:
-    """Cancel the current task once more with a cancellation that was caught, so that its next await raises it."""
+    """Cancel the current task with a cancellation that was caught, so that its next await raises it."""
     task = asyncio.current_task() if interrupted is not None else None
     if task is not None and interrupted is not None:
         task.uncancel()
@@ -73,7 +75,7 @@ def redeliver(interrupted: BaseException | None) -> None:
 
 
 async def pause(seconds: float, *, stubborn: bool) -> BaseException | None:
-    """Sleep; a stubborn sleeper is not woken by a cancellation but returns it, for the caller to raise later."""
+    """Sleep; a stubborn sleeper returns a cancellation instead of raising it."""
     if not stubborn:
         await anyio.sleep(seconds)
         return None

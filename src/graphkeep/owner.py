@@ -30,7 +30,7 @@ class Owner:
     pid: int
     """The process id."""
     domain: str = ''
-    """Within which process ids mean the same processes (boot and namespace); empty where that is not known."""
+    """Within which process ids mean the same processes (boot and namespace); empty if not known."""
     started: str = ''
     """When the process started, in the platform's own terms; empty where that is not known."""
 
@@ -42,7 +42,7 @@ _here: weakref.WeakValueDictionary[str, Owner] = weakref.WeakValueDictionary()
 
 
 def new_owner() -> Owner:
-    """Make an owner for a holder in this process; it is gone when this object is, at the latest with the process."""
+    """Make an owner in this process; it is gone when this object is, at the latest with the process."""
     pid = os.getpid()
     owner = Owner(uuid4().hex, socket.gethostname(), pid, _domain(), _started(pid))
     _here[owner.id] = owner
@@ -70,7 +70,7 @@ def _domain() -> str:
 
 
 def _started(pid: int) -> str:
-    """The kernel's start time of a process, in clock ticks since boot; empty if there is none, or only a zombie."""
+    """Return when a process started, in clock ticks since boot; empty if there is none, or a zombie."""
     try:
         stat = Path(f'/proc/{pid}/stat').read_text()
     except OSError:

@@ -12,7 +12,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, cast
 
 from . import _host
-from ._host import BaseNode, BaseStatePersistence, End, RunEndT, StateT
+from ._host import (
+    BaseNode,
+    BaseStatePersistence,  # pyright: ignore
+    End,
+    RunEndT,
+    StateT,
+)
 from .commit import Commit, Receipt, Row, StatusChange, StepError, StepRecord, Tail
 from .errors import (
     GraphkeepError,
@@ -36,8 +42,10 @@ if TYPE_CHECKING:
 __all__ = ('StatePersistence',)
 
 
-class StatePersistence(  # pyright: ignore[reportUntypedBaseClass]
-    BaseStatePersistence[StateT, RunEndT], ABC, Generic[StateT, RunEndT]
+class StatePersistence(
+    BaseStatePersistence[StateT, RunEndT],  # pyright: ignore[reportUntypedBaseClass]
+    ABC,
+    Generic[StateT, RunEndT],
 ):
     """The durable record of one graph run; what to pass as `persistence=`.
 
@@ -107,7 +115,7 @@ class StatePersistence(  # pyright: ignore[reportUntypedBaseClass]
     # ----------------------------------------------------------------- pydantic-graph's persistence contract
 
     async def snapshot_node(self, state: StateT, next_node: BaseNode[StateT, Any, RunEndT]) -> None:
-        """Store that `next_node` is to be run with this state, in one write with the end of the step before it.
+        """Store that `next_node` comes next, with this state, in one write with the end of the step before.
 
         Raises:
             UnfaithfulSnapshotError: if it would not be loaded as it was given. The step before it, which made
@@ -136,7 +144,7 @@ class StatePersistence(  # pyright: ignore[reportUntypedBaseClass]
         await self._append(cast('Snapshot[StateT, RunEndT]', EndSnapshot(state=state, result=end)))
 
     def record_run(self, snapshot_id: str) -> AbstractAsyncContextManager[None]:
-        """Record the run of a node: `running` on entering; on leaving `success`, `error`, or `created` if interrupted.
+        """Record the run of a node: `running`, then `success`, `error`, or `created` if interrupted.
 
         `success` is not written on leaving but by the `snapshot_node` or `snapshot_end` that follows,
         together with it; or, if something else follows, before that.
@@ -151,7 +159,7 @@ class StatePersistence(  # pyright: ignore[reportUntypedBaseClass]
         return StepRun(self, snapshot_id)
 
     async def load_next(self) -> NodeSnapshot[StateT, RunEndT] | None:
-        """Hand out the next node to run: the oldest `created` snapshot that the run has not gone past, now `pending`.
+        """Hand out the next node: the oldest `created` snapshot not gone past, which is `pending` then.
 
         If the run's owner is gone, what it had pending or running is recovered first. Of several callers one
         gets a snapshot. A snapshot that cannot be read is not handed out and stays as it is.
@@ -227,7 +235,7 @@ class StatePersistence(  # pyright: ignore[reportUntypedBaseClass]
         _deliver(await self._commit(Commit(rows=(row,), unless_any=True)))
 
     async def load_history(self) -> list[StepRecord]:
-        """Load what is known of every snapshot without decoding any: statuses, attempts, errors, times, owners."""
+        """Load what is known of every snapshot without decoding it: status, attempts, errors, times."""
         await self._flush()
         return [row.record for row in await self._rows()]
 
@@ -286,7 +294,7 @@ class StatePersistence(  # pyright: ignore[reportUntypedBaseClass]
         _deliver(await self._commit(Commit(changes=[StatusChange(record.id, RETRY)])))
 
     async def release(self) -> None:
-        """Give back what this instance was handed by `load_next` and never ran, so that anybody may run it."""
+        """Give back what `load_next` handed to this instance and was never run, for anybody to run."""
         await self._flush()
         claimed, self._claimed = self._claimed, frozenset()
         changes = [StatusChange(i, RELEASE, reason='never run') for i in sorted(claimed)]
@@ -296,7 +304,7 @@ class StatePersistence(  # pyright: ignore[reportUntypedBaseClass]
                 _deliver(await self._commit(Commit(changes=changes, must_land=True)))
 
     async def why_unresumable(self) -> GraphkeepError:
-        """Return the error that says why `load_next` has nothing: unknown, finished, failed or owned elsewhere."""
+        """Return the error that says why `load_next` has nothing: unknown, finished, failed, owned."""
         await self._flush()
         tail = await self._tail()
         if not tail.rows:
@@ -438,7 +446,7 @@ class StepRun(AbstractAsyncContextManager[None]):
         return False
 
     async def _end(self, transition: Transition, exc: BaseException) -> BaseException | None:
-        """Write how it ended, and return a cancellation that came meanwhile; `exc` goes on to the caller anyway."""
+        """Write how it ended; return a cancellation that came meanwhile. `exc` goes on to the caller."""
         change = StatusChange(self._snapshot_id, transition, None, perf_counter() - self._begun)
         if transition is FAIL:
             change.error = describe(exc)

@@ -69,7 +69,8 @@ async def run_or_resume(
             except SnapshotStatusError as exc:
                 if exc.run_id != persistence.run_id:
                     raise
-                continue  # between two steps the run is free, and somebody else went on with it: see where it is now
+                # between two steps the run is free, and somebody else went on with it: see where it is now
+                continue
         if (result := run.result) is None:
             raise GraphRuntimeError('The run was left before its end.')
         return result

@@ -1,4 +1,4 @@
-"""The snapshots of a run: pydantic-graph 1.x's own classes where it is installed, the same shapes elsewhere."""
+"""The snapshots of a run: pydantic-graph 1.x's own classes where installed, the same shapes elsewhere."""
 
 from __future__ import annotations
 

@@ -109,7 +109,8 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
     def _typed(self) -> Codec[StateT, RunEndT]:
         if self._codec is None:
             raise RuntimeError(
-                f'The types of run {self.run_id!r} are not known yet: call `persistence.set_graph_types(graph)` first.'
+                f'The types of run {self.run_id!r} are not known yet: '
+                'call `persistence.set_graph_types(graph)` first.'
             )
         return self._codec
 

@@ -1,0 +1,633 @@
+"""The JSON file: what is on the disk, and what happens when the disk or somebody else interferes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic_graph import BaseNode, End, GraphRunContext
+
+from graphkeep import (
+    CorruptSnapshotError,
+    FileStatePersistence,
+    FileStore,
+    Graph,
+    InvalidRunIdError,
+    StorageError,
+    run_or_resume,
+)
+from tests.backends.faults import Call, FaultyOs
+from tests.crash.children import hour_later, read
+
+pytestmark = pytest.mark.anyio
+
+Log = list[int]
+
+
+@dataclass
+class Tally:
+    """A state."""
+
+    numbers: list[int] = field(default_factory=list[int])
+
+
+@dataclass
+class Count(BaseNode[Tally, Log, list[int]]):
+    """Counts to three, and leaves a trace in the dependencies of every time it is run."""
+
+    number: int = 1
+
+    async def run(self, ctx: GraphRunContext[Tally, Log]) -> Count | End[list[int]]:
+        ctx.deps.append(self.number)
+        ctx.state.numbers.append(self.number)
+        return Count(self.number + 1) if self.number < 3 else End(ctx.state.numbers)
+
+
+graph = Graph(nodes=(Count,), name='count')
+
+Persistence = FileStatePersistence[Tally, list[int]]
+
+
+def opened(path: Path, **options: Any) -> Persistence:
+    """Return a persistence that knows the graph."""
+    persistence: Persistence = FileStatePersistence(path, **options)
+    persistence.set_graph_types(graph)
+    return persistence
+
+
+async def finish(persistence: Persistence, log: Log) -> list[int]:
+    """Run the graph to its end from wherever it is."""
+    result = await run_or_resume(graph, Count(), state=Tally(), deps=log, persistence=persistence)
+    return result.output
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Be the path of a file that does not exist yet, alone in its directory."""
+    (tmp_path / 'runs').mkdir()
+    return tmp_path / 'runs' / 'run.json'
+
+
+def mode(path: Path) -> int:
+    """Return the permission bits."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def beside(file: Path) -> set[str]:
+    """Return what is in the file's directory."""
+    return {path.name for path in file.parent.iterdir()}
+
+
+# ------------------------------------------------------------------------------------------------ what is on disk
+
+
+@pytest.mark.both_backends
+async def test_layout(file: Path):
+    """A run is an array of one snapshot a line, readable by its owner only, and nothing but the lock stays beside it."""
+    await finish(opened(file), [])
+    first, *lines, last = file.read_text().splitlines()
+    assert (first, last) == ('[', ']')
+    assert [json.loads(line.removesuffix(',')) for line in lines] == read(file)
+    assert len(lines) == 4
+    assert mode(file) == 0o600
+    assert beside(file) == {'run.json', '.run.json.lock'}
+    assert mode(file.with_name('.run.json.lock')) == 0o600
+
+
+async def test_mode_of_existing(file: Path):
+    """A file that others could read is no longer readable to them after the first commit."""
+    file.write_text('[]')
+    file.chmod(0o644)
+    await opened(file).snapshot_node(Tally(), Count())
+    assert mode(file) == 0o600
+
+
+async def test_umask(file: Path):
+    """The file mode does not depend on the umask being narrow."""
+    before = os.umask(0)
+    try:
+        await finish(opened(file), [])
+    finally:
+        os.umask(before)
+    assert mode(file) == 0o600
+    assert mode(file.with_name('.run.json.lock')) == 0o600
+
+
+@pytest.mark.parametrize('durability', ['normal', 'full'])
+async def test_parents(tmp_path: Path, durability: Any):
+    """Missing parent directories are made with the first commit, and not by reading."""
+    file = tmp_path / 'a' / 'b' / 'run.json'
+    persistence = opened(file, durability=durability)
+    assert await persistence.load_all() == []
+    assert not (tmp_path / 'a').exists()
+    assert await finish(persistence, []) == [1, 2, 3]
+    assert beside(file) == {'run.json', '.run.json.lock'}
+
+
+async def test_symlink(tmp_path: Path, file: Path):
+    """A link to the file stays a link: the commit goes to where it leads."""
+    link = tmp_path / 'link.json'
+    link.symlink_to(file)
+    await finish(opened(link), [])
+    assert link.is_symlink()
+    assert beside(file) == {'run.json', '.run.json.lock'}
+    assert await finish(opened(file), []) == [1, 2, 3]
+
+
+async def test_leftover(file: Path):
+    """What a killed process left of a new file is no obstacle."""
+    file.with_name('.run.json.tmp').write_text('[half of')
+    assert await finish(opened(file), []) == [1, 2, 3]
+    assert beside(file) == {'run.json', '.run.json.lock'}
+
+
+async def test_planted_links(tmp_path: Path, file: Path):
+    """A link in the place of the new file or of the lock is not followed."""
+    victim = tmp_path / 'victim'
+    victim.write_text('precious')
+    file.with_name('.run.json.tmp').symlink_to(victim)
+    assert await finish(opened(file), []) == [1, 2, 3]
+    file.with_name('.run.json.lock').unlink()
+    file.with_name('.run.json.lock').symlink_to(victim)
+    with pytest.raises(StorageError, match='run.json'):
+        await opened(file).snapshot_node(Tally(), Count())
+    assert victim.read_text() == 'precious'
+
+
+FOREIGN = """[
+  {
+    "state": {"numbers": [ 1e0 , 2.0]},
+    "node": {"number": 2, "node_id": "Count", "note": "\\u00e9\\ud83d\\ude00é"},
+    "start_ts": null, "duration": null, "status": "created", "kind": "node", "id": "Count:\\u0061",
+    "big": 123456789012345678901234567890, "float": 1.10, "endless": -1e400, "tiny": 1E-999, "zero": -0.0,
+    "text": "\\u0041\\/\\ud800 – 日本", "deep": {"b": [ 1,  2 ], "a": {"graphkeep": null}}, "": null
+  }
+]
+"""
+KEPT = [
+    '"big":123456789012345678901234567890',
+    '"float":1.10',
+    '"endless":-1e400',
+    '"tiny":1E-999',
+    '"zero":-0.0',
+    '"text":"\\u0041\\/\\ud800 – 日本"',
+    '"deep":{"b": [ 1,  2 ], "a": {"graphkeep": null}}',
+    '"":null',
+]
+
+
+@pytest.mark.parametrize('again', [True, False], ids=['one instance', 'an instance for each step'])
+async def test_foreign_members(file: Path, again: bool):
+    """What somebody else put into a snapshot survives every later commit as it was written."""
+    file.write_text(FOREIGN)
+    persistence = opened(file)
+    assert await persistence.load_next()
+    for member in KEPT:
+        assert member in file.read_text()
+    await persistence.release()
+    del persistence
+    if not again:
+        assert await opened(file).recover() == 0
+    assert await finish(opened(file), []) == [1, 2, 2, 3]
+    text = file.read_text()
+    for member in [*KEPT, '{"numbers": [ 1e0 , 2.0]}', '"note": "\\u00e9\\ud83d\\ude00é"']:
+        assert text.count(member) == 1, member
+    assert [row['status'] for row in read(file)[:2]] == ['success', 'success']
+
+
+# ----------------------------------------------------------------------------------------- with others on one file
+
+
+async def test_two_instances(file: Path):
+    """Two instances on one file each see what the other has committed."""
+    one, other = opened(file), opened(file)
+    for number in range(1, 6):
+        await one.snapshot_node(Tally(), Count(number))
+        one, other = other, one
+        assert [step.seq for step in await one.load_history()] == list(range(1, number + 1))
+        assert await one.load_all() == await other.load_all()
+
+
+@pytest.mark.parametrize('later', [1, 0], ids=['fine', 'the clock stands still'])
+async def test_clock_tick(file: Path, monkeypatch: pytest.MonkeyPatch, later: int):
+    """Each commit is told from the one before it, even by a clock that does not move and at the same size."""
+    moments = [10**18]
+
+    def stamped(call: Call) -> Any:
+        result = call()
+        if call.name == 'write':
+            moments.append(moments[-1] + later)
+            os.utime(call.args[0], ns=(moments[-1], moments[-1]))
+        return result
+
+    monkeypatch.setattr('graphkeep.file.os', FaultyOs(stamped))
+    one, other = opened(file), opened(file)
+    await one.snapshot_node(Tally(), Count())
+    times: list[int] = []
+    for _ in range(10):
+        assert await one.load_next()
+        assert [step.status for step in await other.load_history()] == ['pending']
+        times.append(file.stat().st_mtime_ns)
+        await one.release()
+        assert [step.status for step in await other.load_history()] == ['created']
+        times.append(file.stat().st_mtime_ns)
+        one, other = other, one
+    assert times == sorted(set(times)), 'two contents of the file have the same time'
+
+
+async def test_deleted(file: Path):
+    """A file that somebody deletes takes the run with it, and the next commit begins a new one."""
+    persistence = opened(file)
+    await finish(persistence, [])
+    file.unlink()
+    assert await persistence.load_all() == []
+    assert await finish(persistence, []) == [1, 2, 3]
+    assert len(read(file)) == 4
+
+
+async def test_rewritten_in_place(file: Path):
+    """What another program wrote into the file itself, without replacing it, is what goes on."""
+    persistence = opened(file)
+    await persistence.snapshot_node(Tally(), Count())
+    rows = read(file)
+    rows[0]['state']['numbers'] = [7]
+    file.write_text(json.dumps(rows, indent=2))
+    assert await persistence.last_state() == Tally([7])
+    assert await finish(persistence, []) == [7, 1, 2, 3]
+
+
+async def test_copies_at_each_commit(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From a copy of the file taken after any commit, the run goes on to the same result and repeats no success."""
+    copies: list[Path] = []
+
+    def copied(call: Call) -> Any:
+        result = call()
+        if call.name == 'replace':
+            copies.append(tmp_path / f'{len(copies)}.json')
+            copies[-1].write_bytes(file.read_bytes())
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr('graphkeep.file.os', FaultyOs(copied))
+        await finish(opened(file), [])
+    assert len(copies) == 1 + 2 + 3 * 2 - 1, (
+        'one for the first node, one for its claim, and two for each step'
+    )
+    for copy in copies:
+        done = [row['node']['number'] for row in read(copy) if row.get('status') == 'success']
+        log: Log = []
+        assert await finish(opened(copy, clock=hour_later), log) == [1, 2, 3]
+        assert log == [n for n in (1, 2, 3) if n not in done and (len(read(copy)) == 4)]
+        assert [row.get('status') for row in read(copy)] == ['success', 'success', 'success', None]
+
+
+@pytest.mark.parametrize('instances', [1, 200])
+@pytest.mark.both_backends
+async def test_many_tasks(file: Path, instances: int):
+    """Two hundred tasks that write to one file at a time all do, with one instance or with one each."""
+    several = [opened(file) for _ in range(instances)]
+    async with anyio.create_task_group() as tasks:
+        for number in range(200):
+            tasks.start_soon(several[number % instances].snapshot_node, Tally(), Count(number))
+    assert sorted(row['node']['number'] for row in read(file)) == list(range(200))
+
+
+# ------------------------------------------------------------------------------------------------ what is not a run
+
+NODE = '{"state":{},"node":{"number":1,"node_id":"Count"},"start_ts":null,"status":"created","kind":"node","id":"x"}'
+DAMAGED = {
+    'empty': b'',
+    'blank': b' \n ',
+    'no JSON': b'hello',
+    'an object': b'{"a": 1}',
+    'null': b'null',
+    'a number': b'12',
+    'numbers': b'[1, 2]',
+    'nulls': b'[null]',
+    'arrays': b'[[]]',
+    'other objects': b'[{"name": "Ada"}]',
+    'another kind': NODE.replace('"kind":"node"', '"kind":"edge"').join('[]').encode(),
+    'no kind': NODE.replace('"kind":"node",', '').join('[]').encode(),
+    'no id': NODE.replace('"id":"x"', '"id":1').join('[]').encode(),
+    'no state': NODE.replace('"state":{},', '').join('[]').encode(),
+    'no node': NODE.replace('"node":', '"result":').join('[]').encode(),
+    'no such status': NODE.replace('created', 'paused').join('[]').encode(),
+    'no such moment': NODE.replace('null', '"noon"').join('[]').encode(),
+    'a comma too many': f'[{NODE},]'.encode(),
+    'no comma': f'[{NODE}{NODE}]'.encode(),
+    'something behind it': f'[{NODE}] x'.encode(),
+    'not UTF-8': f'[{NODE}]'.encode().replace(b'"x"', b'"\xff"'),
+    'UTF-16': f'[{NODE}]'.encode('utf-16'),
+    'zero bytes': b'\0' * 100,
+    'nested too deep': NODE.replace('"state":{}', '"state":' + '[' * 100_000 + ']' * 100_000)
+    .join('[]')
+    .encode(),
+    'a second row damaged': f'[{NODE},{{"state":1}}]'.encode(),
+    'ours not an object': NODE.replace('"id"', '"graphkeep":[1],"id"').join('[]').encode(),
+    'ours damaged': NODE.replace('"id"', '"graphkeep":{"attempts":[[]]},"id"').join('[]').encode(),
+    'an endless fence': NODE.replace('"id"', '"graphkeep":{"fence":1e400},"id"').join('[]').encode(),
+}
+USES: dict[str, Callable[[Persistence], Any]] = {
+    'load_all': lambda p: p.load_all(),
+    'load_next': lambda p: p.load_next(),
+    'load_history': lambda p: p.load_history(),
+    'last_state': lambda p: p.last_state(),
+    'snapshot_node': lambda p: p.snapshot_node(Tally(), Count()),
+    'recover': lambda p: p.recover(),
+    'run': lambda p: finish(p, []),
+}
+
+
+@pytest.mark.parametrize('use', USES)
+@pytest.mark.parametrize('damage', DAMAGED)
+async def test_damaged(file: Path, damage: str, use: str):
+    """Whatever is asked of a file that holds no run: an error names the file, which stays as it is."""
+    file.write_bytes(DAMAGED[damage])
+    persistence = opened(file)
+    for _ in range(2):
+        with pytest.raises(CorruptSnapshotError, match=r'restore it from a copy') as caught:
+            await USES[use](persistence)
+        assert str(file) in str(caught.value)
+        assert caught.value.place.startswith(str(file))
+    assert file.read_bytes() == DAMAGED[damage]
+    assert beside(file) <= {'run.json', '.run.json.lock'}
+
+
+@pytest.mark.parametrize(
+    'content, place',
+    [
+        ('[\n{"state": {},\n "node" 1}]', 'line 3, column 9'),
+        ('[\n1]', 'line 2, column 1'),
+        (f'[{NODE},\n{NODE},\n{{"kind": "end"}}]', 'snapshot number 3'),
+        (f'[{NODE.replace("created", "paused")}]', "snapshot number 1, snapshot 'x'"),
+    ],
+)
+async def test_place_of_damage(file: Path, content: str, place: str):
+    """The error says where in the file the damage is."""
+    file.write_text(content)
+    with pytest.raises(CorruptSnapshotError) as caught:
+        await opened(file).load_all()
+    assert f'{file}, {place}' in str(caught.value)
+
+
+async def test_truncated_anywhere(file: Path):
+    """A file that ends anywhere before its end is refused and left as it is."""
+    await opened(file).snapshot_node(Tally([1]), Count())
+    whole = file.read_bytes()
+    persistence = opened(file)
+    for length in range(len(whole.rstrip())):
+        file.write_bytes(whole[:length])
+        with pytest.raises(CorruptSnapshotError):
+            await persistence.snapshot_node(Tally(), Count())
+        assert file.read_bytes() == whole[:length]
+    file.write_bytes(whole)
+    assert await finish(persistence, []) == [1, 1, 2, 3]
+
+
+@pytest.mark.parametrize('use', USES)
+async def test_directory_in_its_place(file: Path, use: str):
+    """A directory where the file should be is reported, and left alone."""
+    file.mkdir()
+    with pytest.raises(StorageError) as caught:
+        await USES[use](opened(file))
+    assert caught.value.errno == errno.EISDIR
+    assert str(file) in str(caught.value)
+    assert list(file.iterdir()) == []
+
+
+@pytest.mark.parametrize('use', USES)
+async def test_file_in_place_of_directory(file: Path, use: str):
+    """A file where a parent directory should be is reported."""
+    file.write_text('not a directory')
+    with pytest.raises(StorageError) as caught:
+        await USES[use](opened(file / 'run.json'))
+    assert caught.value.errno in (errno.ENOTDIR, errno.EEXIST)
+    assert str(file / 'run.json') in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------- a disk that fails
+
+
+class Disk:
+    """A disk that begins to fail at one call, until it is mended."""
+
+    def __init__(self, file: Path, at: int, *, lasting: bool):
+        self._temporary = os.fspath(file.with_name(f'.{file.name}.tmp'))
+        self._new: set[int] = set()
+        self._file = file
+        self._at = at
+        self._lasting = lasting
+        self.failing = ''
+        self.before: bytes | None = None
+        """The file at the moment of the first failure."""
+
+    def __call__(self, call: Call) -> Any:
+        if self._fails(call):
+            if not self.failing:
+                self.failing = call.name
+                self.before = self.now()
+                self._part_of(call)
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        result = call()
+        if call.name == 'open' and call.args[0] == self._temporary:
+            self._new = {result}
+        return result
+
+    def _fails(self, call: Call) -> bool:
+        if call.name == 'unlink' or (call.name == 'close' and call.args[0] not in self._new):
+            return False  # neither needs room, and both are how a failure is cleaned up
+        return call.index == self._at or (self._lasting and call.name == self.failing)
+
+    def _part_of(self, call: Call) -> None:
+        """Do a part of it before it fails, where that can be."""
+        if call.name == 'write':
+            os.write(call.args[0], call.args[1][: len(call.args[1]) // 2])
+        elif call.name == 'close':
+            call()
+
+    def now(self) -> bytes | None:
+        """Return what is in the file."""
+        return self._file.read_bytes() if self._file.exists() else None
+
+    def mend(self) -> None:
+        """Let it work again."""
+        self._at, self._lasting = -1, False
+
+
+@pytest.mark.parametrize('lasting', [True, False], ids=['for long', 'once'])
+@pytest.mark.parametrize('durability', ['normal', 'full'])
+async def test_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Any, lasting: bool):
+    """Wherever a disk fails: an error says so, the file stays as it was, and the run goes on when it works again."""
+    whole = FaultyOs(lambda call: call())
+    monkeypatch.setattr('graphkeep.file.os', whole)
+    await finish(opened(tmp_path / 'whole' / 'run.json', durability=durability), [])
+    failed: list[str] = []
+    for at in range(len(whole.names)):
+        file = tmp_path / str(at) / 'run.json'
+        disk = Disk(file, at, lasting=lasting)
+        monkeypatch.setattr('graphkeep.file.os', FaultyOs(disk))
+        persistence, log = opened(file, durability=durability), Log()
+        await _fail(persistence, log, disk)
+        failed.append(disk.failing)
+        disk.mend()
+        assert await finish(persistence, log) == [1, 2, 3], (at, disk.failing)
+        assert log == [1, 2, 3], (at, disk.failing)
+        assert [row.get('status') for row in read(file)] == ['success', 'success', 'success', None]
+        assert beside(file) == {'run.json', '.run.json.lock'}
+    assert {'open', 'write', 'close', 'stat', 'fstat', 'replace'} <= set(failed)
+    assert ('fsync' in failed) == (durability == 'full')
+
+
+async def _fail(persistence: Persistence, log: Log, disk: Disk) -> None:
+    """Run the graph on the disk, and check how it failed if it did."""
+    try:
+        await finish(persistence, log)
+    except StorageError as exc:
+        assert exc.errno == errno.ENOSPC
+        assert str(persistence.json_file) in str(exc)
+        assert disk.failing
+        if exc.receipt is None and disk._lasting:  # pyright: ignore[reportPrivateUsage]
+            assert disk.now() == disk.before
+        assert not list(persistence.json_file.parent.parent.rglob('*.tmp'))
+    else:
+        assert not disk.failing, 'the failure was swallowed'
+
+
+async def test_failing_node_on_failing_disk(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """A node's own error is what its caller gets when that cannot be recorded either, and it is recorded later."""
+
+    @dataclass
+    class Fail(BaseNode[Tally, None, int]):
+        async def run(self, ctx: GraphRunContext[Tally, None]) -> End[int]:
+            monkeypatch.setattr('graphkeep.file.os', FaultyOs(Disk(file, 0, lasting=True)))
+            raise ZeroDivisionError('by zero')
+
+    persistence: FileStatePersistence[Tally, int] = FileStatePersistence(file)
+    persistence.set_graph_types(Graph(nodes=(Fail,)))
+    await persistence.snapshot_node(Tally(), Fail())
+    snapshot = await persistence.load_next()
+    assert snapshot
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with persistence.record_run(snapshot.id):
+            await snapshot.node.run(GraphRunContext(state=Tally(), deps=None))
+    assert any('could not be recorded yet' in note for note in caught.value.__notes__)
+    assert read(file)[0]['status'] == 'running'
+    monkeypatch.setattr('graphkeep.file.os', os)
+    (step,) = await persistence.load_history()
+    assert step.status == 'error'
+    assert step.error
+    assert step.error.type == 'ZeroDivisionError'
+
+
+@pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='this user may write everywhere')
+async def test_read_only_directory(file: Path):
+    """A directory that may not be written to is reported, and what is in it can still be read."""
+    await finish(opened(file), [])
+    file.parent.chmod(0o500)
+    file.with_name('.run.json.lock').unlink(missing_ok=True)
+    try:
+        with pytest.raises(StorageError) as caught:
+            await opened(file).snapshot_node(Tally(), Count())
+        assert caught.value.errno == errno.EACCES
+        assert len(await opened(file).load_all()) == 4
+    finally:
+        file.parent.chmod(0o700)
+
+
+# ------------------------------------------------------------------------------------------------- many runs
+
+REFUSED: dict[str, object] = {
+    'empty': '',
+    'endless': 'x' * 129,
+    'endless once encoded': '日' * 128,
+    'here': '.',
+    'above': '..',
+    'a path above': '../x',
+    'hidden': '.x',
+    'a path': 'a/b',
+    'absolute': '/etc/passwd',
+    'a path of Windows': 'a\\b',
+    'NUL': 'a\0b',
+    'a line feed': 'a\nb',
+    'a surrogate': 'a\ud800b',
+    'a space first': ' x',
+    'bytes': b'x',
+    'a number': 5,
+    'nothing': None,
+    'a path object': Path('x'),
+}
+
+
+@pytest.mark.parametrize('run_id', REFUSED.values(), ids=list(REFUSED))
+async def test_refused_run_id(tmp_path: Path, run_id: Any):
+    """A run id that could be mistaken for a path, or is no sensible name, is refused before anything is written."""
+    store = FileStore(tmp_path / 'runs')
+    with pytest.raises(InvalidRunIdError, match='; give |; begin |bytes, more than') as caught:
+        store.run(run_id)
+    assert caught.value.run_id == run_id
+    assert isinstance(caught.value, ValueError)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    'run_id', ['x', 'ä', 'run 7', 'a%2Fb', '100%', '日本', '😀', 'x' * 128, 'a..b', '~', 'x.json', '-']
+)
+async def test_accepted_run_id(tmp_path: Path, run_id: str):
+    """A run goes into a file of its own, directly in the directory, and is found there under its id."""
+    store = FileStore(tmp_path / 'runs')
+    persistence = store.run(run_id)
+    assert persistence.run_id == run_id
+    assert await finish(persistence, []) == [1, 2, 3]  # pyright: ignore[reportArgumentType]
+    assert {path.name[:1] for path in (tmp_path / 'runs').iterdir()} == {store.path(run_id).name[:1], '.'}
+    assert len(read(store.path(run_id))) == 4
+    again = FileStore(tmp_path / 'runs').run(run_id)
+    again.set_graph_types(graph)
+    assert len(await again.load_all()) == 4
+
+
+@given(st.lists(st.text(max_size=20) | st.text('aA.%2Ff/ \\é', max_size=6), min_size=2, max_size=10))
+def test_paths(run_ids: list[str]):
+    """Every accepted id has a file of its own directly in the directory, and none is another's lock or new file."""
+    store = FileStore('directory')
+    paths: dict[str, str] = {}
+    for run_id in run_ids:
+        try:
+            store.run(run_id)
+        except InvalidRunIdError:
+            continue
+        path = store.path(run_id)
+        assert path.parent == Path(os.path.normpath(path)).parent == Path('directory')
+        assert path.suffix == '.json'
+        assert not path.name.startswith('.')
+        assert len(os.fsencode(f'.{path.name}.lock')) <= 255
+        assert paths.setdefault(path.name, run_id) == run_id
+
+
+def test_wrong_options(tmp_path: Path):
+    """A wrong option is refused where it is given."""
+    wrong: list[dict[str, Any]] = [{'durability': 'some'}, {'lease': 0}, {'lease': -1}, {'lock_timeout': -1}]
+    for options in wrong:
+        (name,) = options
+        with pytest.raises(ValueError, match=name):
+            FileStore(tmp_path, **options)
+        with pytest.raises(ValueError, match=name):
+            FileStatePersistence(tmp_path / 'x.json', **options)
+
+
+def test_shown(tmp_path: Path):
+    """A persistence shows its file, and takes the file's name for the run's unless it is told another."""
+    persistence: Persistence = FileStatePersistence(tmp_path / 'x.json')
+    assert repr(persistence) == f'FileStatePersistence(json_file={tmp_path / "x.json"!r})'
+    assert persistence.run_id == 'x'
+    named: Persistence = FileStatePersistence(str(tmp_path / 'x.json'), run_id='y')
+    assert (named.run_id, named.json_file) == ('y', tmp_path / 'x.json')

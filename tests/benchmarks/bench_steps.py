@@ -1,0 +1,219 @@
+"""What a step costs, on a linear graph; run by run.py, which makes the tables of docs/benchmarks.md of it.
+
+Each round is a whole run of the graph on a fresh persistence, whose types are set before: building type adapters is a
+cost of the graph, not of a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic_graph import BaseNode, End, GraphRunContext
+
+import graphkeep
+from graphkeep import Graph
+from graphkeep._host import HAS_RUNNER
+
+if HAS_RUNNER:
+    from pydantic_graph.persistence import BaseStatePersistence
+    from pydantic_graph.persistence.file import FileStatePersistence as PeerFile
+    from pydantic_graph.persistence.in_mem import FullStatePersistence as PeerFull
+    from pydantic_graph.persistence.in_mem import SimpleStatePersistence as PeerSimple
+else:
+    BaseStatePersistence = graphkeep.StatePersistence
+    PeerFile = PeerFull = PeerSimple = None
+
+
+@dataclass
+class State:
+    """What each run has: a number and a text."""
+
+    number: int
+    text: str
+
+
+@dataclass
+class Odd(BaseNode[State, None, int]):
+    """Counts one step."""
+
+    until: int
+
+    async def run(self, ctx: GraphRunContext[State, None]) -> Even | End[int]:
+        """Count."""
+        ctx.state.number += 1
+        return End(ctx.state.number) if ctx.state.number >= self.until else Even(self.until)
+
+
+@dataclass
+class Even(BaseNode[State, None, int]):
+    """Counts one step."""
+
+    until: int
+
+    async def run(self, ctx: GraphRunContext[State, None]) -> Odd | End[int]:
+        """Count."""
+        ctx.state.number += 1
+        return End(ctx.state.number) if ctx.state.number >= self.until else Odd(self.until)
+
+
+graph = Graph(nodes=(Odd, Even), auto_instrument=False)
+
+
+class Nothing(BaseStatePersistence):  # type: ignore[misc,valid-type]
+    """Records nothing: what the runner itself costs."""
+
+    async def snapshot_node(self, state: Any, next_node: Any) -> None:
+        """Record nothing."""
+
+    async def snapshot_node_if_new(self, snapshot_id: str, state: Any, next_node: Any) -> None:
+        """Record nothing."""
+
+    async def snapshot_end(self, state: Any, end: Any) -> None:
+        """Record nothing."""
+
+    @asynccontextmanager
+    async def record_run(self, snapshot_id: str) -> Any:
+        """Record nothing."""
+        yield
+
+    async def load_next(self) -> None:
+        """Load nothing."""
+
+    async def load_all(self) -> list[Any]:
+        """Load nothing."""
+        return []
+
+    def set_graph_types(self, graph: Any) -> None:
+        """Learn nothing."""
+
+    if not HAS_RUNNER:
+        # the base that is ours demands its storage, which is never used here
+        _commit = _tail = _rows = _freeze = _thaw = _thaw_state = None  # type: ignore[assignment]
+
+
+@dataclass
+class BareFile:
+    """The limit of a file: per step, two files of the size that a run has by then, each put in the place of the last."""
+
+    path: Path
+    full: bool
+
+    def run(self, steps: int, size: int) -> None:
+        """Write what a run of this many steps writes."""
+        snapshot = b'x' * (size + 330)
+        text = b''
+        for _ in range(steps):
+            text += snapshot
+            self._replace(text)
+            self._replace(text)
+
+    def _replace(self, text: bytes) -> None:
+        temporary = f'{self.path}.tmp'
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(fd, text)
+            if self.full:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, self.path)
+        if self.full:
+            directory = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+
+Make = Callable[[Path], Any]
+
+SUBJECTS: dict[str, dict[str, Make]] = {
+    'Simple': {
+        'graphkeep': lambda path: graphkeep.SimpleStatePersistence(),
+        'pydantic-graph 1.x': lambda path: PeerSimple(),
+        'no persistence': lambda path: Nothing(),
+    },
+    'Full': {
+        'graphkeep': lambda path: graphkeep.FullStatePersistence(),
+        'pydantic-graph 1.x': lambda path: PeerFull(),
+        'no persistence': lambda path: Nothing(),
+    },
+    'File': {
+        'graphkeep': lambda path: graphkeep.FileStatePersistence(path),
+        'graphkeep, verify=False': lambda path: graphkeep.FileStatePersistence(path, verify=False),
+        "graphkeep, durability='full'": lambda path: graphkeep.FileStatePersistence(path, durability='full'),
+        'pydantic-graph 1.x': lambda path: PeerFile(path),
+        'bare files': lambda path: BareFile(path, full=False),
+        'bare files, fsync': lambda path: BareFile(path, full=True),
+    },
+    'MemoryStore': {
+        'graphkeep': lambda path: graphkeep.MemoryStore().run('run'),
+        'graphkeep, verify=False': lambda path: graphkeep.MemoryStore(verify=False).run('run'),
+    },
+}
+
+SCALES: dict[str, list[tuple[int, int]]] = {
+    # steps, bytes of text in the state
+    'Simple': [(100, 100), (1_000, 100), (100, 10_000)],
+    'Full': [(100, 100), (10_000, 100), (100, 10_000)],
+    'File': [(100, 100), (1_000, 100), (100, 10_000), (1_000, 10_000)],
+    'MemoryStore': [(100, 100), (10_000, 100), (100, 10_000)],
+}
+
+
+def cases() -> Iterator[Any]:
+    """Yield every case, those that are compared one after another."""
+    for kind, scales in SCALES.items():
+        for steps, size in scales:
+            for subject in SUBJECTS[kind]:
+                if subject != 'pydantic-graph 1.x' or HAS_RUNNER:
+                    yield pytest.param(kind, steps, size, subject, id=f'{kind}-{steps}-{size}-{subject}')
+
+
+def rounds(kind: str, steps: int, size: int, subject: str) -> int:
+    """How often to run the graph: what takes minutes once, what takes a moment many times."""
+    if kind == 'File':
+        slow = subject == 'pydantic-graph 1.x'
+        if steps * size >= 10_000_000:
+            return 1 if slow else 2
+        return {100: 5 if slow else 20, 1_000: 2 if slow else 5}[steps]
+    return 10 if steps >= 10_000 else 50 if steps >= 1_000 else 200
+
+
+@pytest.mark.parametrize('kind,steps,size,subject', cases())
+def test_step(benchmark: Any, tmp_path: Path, kind: str, steps: int, size: int, subject: str) -> None:
+    """A linear graph runs to its end."""
+    benchmark.group = f'{kind}, {steps:,} steps, state of {size:,} bytes'
+    benchmark.extra_info.update(kind=kind, steps=steps, size=size, subject=subject)
+    make = SUBJECTS[kind][subject]
+    directory = tmp_path / 'run'
+
+    with asyncio.Runner() as runner:
+
+        def prepare() -> tuple[tuple[Any], dict[str, Any]]:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(directory)
+            directory.mkdir()
+            persistence = make(directory / 'run.json')
+            if not isinstance(persistence, BareFile):
+                persistence.set_graph_types(graph)
+            return (persistence,), {}
+
+        def run(persistence: Any) -> int:
+            if isinstance(persistence, BareFile):
+                persistence.run(steps, size)
+                return steps
+            running = graph.run(Odd(steps), state=State(0, 'x' * size), persistence=persistence)
+            return runner.run(running).output
+
+        count = rounds(kind, steps, size, subject)
+        output = benchmark.pedantic(run, setup=prepare, rounds=count, warmup_rounds=min(1, count - 1))
+    assert output == steps

@@ -1,0 +1,415 @@
+"""`python -m graphkeep demo`, run for real: the story it tells, and that it tells no other."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import anyio
+import pytest
+
+from graphkeep import FileStatePersistence, FullStatePersistence, SnapshotStatus, StepRecord
+from graphkeep.__main__ import main
+from graphkeep.commit import Attempt
+from graphkeep.demo import story
+from graphkeep.demo.child import Child
+from graphkeep.demo.events import Event
+from graphkeep.demo.graph import ReadOrders, Report, report_graph, unwatched
+from graphkeep.demo.verdict import Evidence, checks, steps_table
+from graphkeep.demo.view import WIDTH, PlainView, RichView, View, new_view
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='the demo needs SIGKILL')
+
+STEPS: Final = [
+    'ReadOrders',
+    'CheckOrders',
+    'CorrectOrders',
+    'CheckOrders',
+    'AddUpSales',
+    'PredictSales',
+    'WriteReport',
+]
+WITHOUT_RICH: Final = (
+    'import sys; sys.modules["rich"] = None; sys.modules["rich.console"] = None\n'
+    'from graphkeep.__main__ import main; sys.exit(main(sys.argv[1:]))'
+)
+
+
+def plain() -> tuple[View, io.StringIO]:
+    """Return a view that writes plain text, and where."""
+    out = io.StringIO()
+    return PlainView(out), out
+
+
+def rich(*, terminal: bool = False) -> tuple[View, io.StringIO]:
+    """Return a view that writes through rich, and where."""
+    console = pytest.importorskip('rich.console')
+    out = io.StringIO()
+    return RichView(console.Console(file=out, width=WIDTH, force_terminal=terminal, highlight=False)), out
+
+
+# -------------------------------------------------------------------------------------------- the real thing
+
+
+@pytest.mark.parametrize(
+    'command', [('-m', 'graphkeep'), ('-c', WITHOUT_RICH)], ids=['as-installed', 'no-rich']
+)
+def test_the_demo_shows_a_run_that_survives_its_process(command: tuple[str, ...], tmp_path: Path):
+    """The demo exits with 0, and its text and its file tell the same: one step ran twice, the others once."""
+    done = subprocess.run(
+        [sys.executable, *command, 'demo', '--directory', str(tmp_path)],
+        capture_output=True,
+        encoding='utf-8',
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    text = done.stdout
+    assert '\x1b' not in text, 'no colours where there is no terminal'
+    assert all(len(line) <= WIDTH for line in text.splitlines() if str(tmp_path) not in line)
+
+    records = anyio.run(FileStatePersistence(tmp_path / 'report.json').load_history)
+    assert [record.node_id for record in records] == [*STEPS, 'End']
+    assert [record.attempt for record in records] == [1, 1, 1, 1, 1, 2, 1, 0]
+    assert [a.outcome for a in records[5].attempts] == ['recovered', 'success']
+    first, second = (re.search(r'process (\d+)', str(a.owner)) for a in records[5].attempts)
+    assert first is not None
+    assert second is not None
+    assert first[1] != second[1]
+
+    told = ' '.join(text.split())
+    assert f'process {first[1]} KILLED with SIGKILL (kill -9), in the middle of PredictSales' in told
+    assert f'process {second[1]} PredictSales finished and saved' in told
+    assert f'PredictSales ran twice: process {first[1]} was killed while it ran' in told
+    assert told.count('finished and saved') == len(STEPS)
+    assert len(re.findall(r'^  yes  ', text, re.MULTILINE)) == 5
+    assert 'NO' not in text
+    assert f'python -m json.tool {tmp_path / "report.json"}' in text
+    assert 'docs/tutorial.md' in text
+
+
+def test_ctrl_c_leaves_no_process_behind(tmp_path: Path):
+    """Interrupted, the demo stops its child, tells where the run is, and exits with 130."""
+    demo = subprocess.Popen(
+        [sys.executable, '-m', 'graphkeep', 'demo', '--directory', str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding='utf-8',
+    )
+    assert demo.stdout is not None
+    child = next(
+        int(m[1]) for line in demo.stdout if (m := re.search(r'process (\d+) +ReadOrders started', line))
+    )
+    demo.send_signal(signal.SIGINT)
+    text, errors = demo.communicate(timeout=60)
+    assert (demo.returncode, errors) == (130, '')
+    assert 'Interrupted' in text
+    assert str(tmp_path / 'report.json') in text
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+# ---------------------------------------------------------------------------------------- when it goes wrong
+
+
+@pytest.mark.parametrize(
+    'program, said',
+    [
+        ('raise SystemExit("no orders today")', 'ended with exit code 1'),
+        ('import os, signal; os.kill(os.getpid(), signal.SIGTERM)', 'was ended by signal 15'),
+    ],
+)
+def test_a_process_that_fails_is_told_and_exits_with_1(program: str, said: str, tmp_path: Path):
+    """A first process that ends too early is no success: the demo says how it ended, and what it wrote."""
+    view, out = plain()
+    code = story.run_demo(tmp_path, view=view, worker=(sys.executable, '-c', program))
+    assert code == 1
+    assert said in ' '.join(out.getvalue().split())
+    assert ('no orders today' in out.getvalue()) == ('no orders' in program)
+
+
+FAILS_SECOND: Final = """
+import sys, pathlib
+from graphkeep.demo import worker
+file = pathlib.Path(sys.argv[1])
+if (file.parent / 'second-process.log').exists():
+    raise SystemExit('the second one is broken')
+worker.main()
+"""
+
+
+def test_a_second_process_that_fails_exits_with_1(tmp_path: Path):
+    """A run that could not be resumed is no success."""
+    view, out = plain()
+    code = story.run_demo(tmp_path, view=view, worker=(sys.executable, '-c', FAILS_SECOND))
+    assert code == 1
+    text = ' '.join(out.getvalue().split())
+    assert 'KILLED with SIGKILL' in text
+    assert 'The second process ended with exit code 1' in text
+    assert 'the second one is broken' in text
+
+
+STARTS_ANEW: Final = """
+import sys, pathlib
+from graphkeep.demo import worker
+file = pathlib.Path(sys.argv[1])
+if (file.parent / 'second-process.log').exists():
+    file.unlink()
+worker.main()
+"""
+
+
+def test_a_second_process_that_starts_anew_is_found_out(tmp_path: Path):
+    """A second process that ran finished steps again gets the right result, and is found out all the same."""
+    view, out = plain()
+    code = story.run_demo(tmp_path, view=view, worker=(sys.executable, '-c', STARTS_ANEW))
+    assert code == 1
+    text = ' '.join(out.getvalue().split())
+    assert 'NO None of the 5 steps finished before that was run again' in text
+    assert 'NO Exactly one step ran twice' in text
+    assert 'yes The result is the one of a run that nobody interrupts' in text
+    assert 'Not all of it held' in text
+
+
+@pytest.mark.parametrize('which', ['first', 'second'])
+def test_a_damaged_file_is_told(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file that cannot be read after a process has ended is told, with its place, and exits with 1."""
+    real, name = story.recorded, f'{which}-process.log'
+
+    def damage(file: Path) -> None:
+        if (file.parent / name).exists():
+            file.write_bytes(b'{')
+
+    async def after_damage(file: Path) -> list[StepRecord]:
+        damage(file)
+        return await real(file)
+
+    monkeypatch.setattr(story, 'recorded', after_damage)
+    view, out = plain()
+    assert story.run_demo(tmp_path, view=view) == 1
+    assert 'The file could not be read' in out.getvalue()
+
+
+def test_an_unreadable_result_is_told(tmp_path: Path):
+    """A result that is not the graph's is told and exits with 1."""
+    file = tmp_path / 'report.json'
+    file.write_text(
+        '[{"state": 1, "result": {"data": 2}, "ts": "2026-01-01T00:00:00Z", "kind": "end", "id": "end:1"}]'
+    )
+    view, out = plain()
+    telling = story.Telling(view, file, ())
+    assert telling.ending(Evidence(file)) == 1
+    assert 'The result could not be read' in out.getvalue()
+
+
+def test_a_process_that_hangs_is_given_up(tmp_path: Path):
+    """A process that takes longer than it may is killed."""
+    with Child(
+        [sys.executable, '-c', 'import time; time.sleep(600)'], log=tmp_path / 'log', patience=0.2
+    ) as child:
+        assert list(child.events()) == []
+        assert child.wait() == -signal.SIGKILL
+
+
+# ------------------------------------------------------------------------------------------------ beforehand
+
+
+def test_a_directory_that_has_a_run_is_left_alone(tmp_path: Path):
+    """The demo does not go on with somebody else's run, nor overwrite it."""
+    file = tmp_path / 'report.json'
+    file.write_text('mine')
+    view, out = plain()
+    assert story.run_demo(tmp_path, view=view) == 1
+    assert 'There is a run already' in out.getvalue()
+    assert file.read_text() == 'mine'
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path):
+    """A directory that cannot be made is told in one sentence."""
+    (tmp_path / 'file').touch()
+    view, out = plain()
+    assert story.run_demo(tmp_path / 'file' / 'below', view=view) == 1
+    assert 'Give another --directory' in ' '.join(out.getvalue().split())
+
+
+def test_a_system_without_sigkill_is_told(monkeypatch: pytest.MonkeyPatch):
+    """Where there is no SIGKILL, the demo says so and exits with 1."""
+    monkeypatch.delattr(signal, 'SIGKILL')
+    view, out = plain()
+    assert story.run_demo(view=view) == 1
+    assert 'Windows' in out.getvalue()
+
+
+def test_by_default_the_run_is_kept_in_a_temporary_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Without `--directory` a new temporary directory is made, and its path printed, whatever happens."""
+    monkeypatch.setattr(story.tempfile, 'tempdir', str(tmp_path))
+
+    def tell(file: Path, view: View, worker: object) -> int:
+        view.show(str(file))
+        return 0
+
+    monkeypatch.setattr(story, 'tell', tell)
+    assert main(['demo']) == 0
+    (made,) = tmp_path.iterdir()
+    assert made.name.startswith('graphkeep-demo-')
+    assert str(made / 'report.json') in capsys.readouterr().out
+
+
+def test_the_version_names_both_packages(capsys: pytest.CaptureFixture[str]):
+    """`--version` tells which graphkeep and which pydantic-graph these are."""
+    with pytest.raises(SystemExit) as exited:
+        main(['--version'])
+    assert exited.value.code == 0
+    assert re.match(r'graphkeep \S+.*, pydantic-graph [12]\.\S+, Python 3\.', capsys.readouterr().out)
+
+
+def test_no_command_prints_how_to_use_it(capsys: pytest.CaptureFixture[str]):
+    """Without a command the usage is printed, and the exit code is argparse's 2."""
+    with pytest.raises(SystemExit) as exited:
+        main([])
+    assert exited.value.code == 2
+    assert 'COMMAND' in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- the parts of it
+
+
+@pytest.mark.anyio
+async def test_the_graph_gives_the_same_report_each_time():
+    """What the demo compares its result with does not change from run to run."""
+    first, second = [
+        await report_graph.run(
+            ReadOrders(), state=Report(), deps=unwatched, persistence=FullStatePersistence()
+        )
+        for _ in range(2)
+    ]
+    assert first.output == second.output
+    assert first.output.startswith('April 2026: 360 orders, 4 corrected')
+
+
+def test_what_is_no_event_is_passed_over():
+    """A line on standard output that is no event does not end the story."""
+    event = Event(kind='saved', pid=1, step='ReadOrders', seq=1)
+    assert Event.from_line(event.to_line()) == event
+    assert Event.from_line('hello') is Event.from_line('[]') is Event.from_line('{"kind": "saved"}') is None
+
+
+AT: Final = datetime(2026, 4, 1, 12, 30, 5, 250_000, tzinfo=UTC)
+
+
+def record(seq: int, status: SnapshotStatus = 'success', attempts: tuple[Attempt, ...] = ()) -> StepRecord:
+    """Return a step's record."""
+    return StepRecord(
+        id=f'{seq}', node_id='Step', seq=seq, status=status, attempt=len(attempts) or 1, attempts=attempts
+    )
+
+
+def test_the_table_has_a_row_for_each_attempt():
+    """Attempts are rows; those of a step with several are marked; what is not known is a dash."""
+    attempts = (Attempt(AT, None, 'recovered', owner='process 7 on host'), Attempt(AT, 0.5, 'success'))
+    columns, rows, marked = steps_table(
+        [record(1, 'success', attempts), replace(record(2, 'running'), start_ts=AT)]
+    )
+    assert len(columns) == 6
+    assert rows == [
+        ('1 Step', 'interrupted', '1 of 2', '12:30:05.2', '-', '7'),
+        ('1 Step', 'success', '2 of 2', '12:30:05.2', '0.50 s', '-'),
+        ('2 Step', 'running', '1 of 1', '12:30:05.2', '-', '-'),
+    ]
+    assert marked == {0, 1}
+
+
+def test_nothing_seen_is_nothing_held(tmp_path: Path):
+    """Without evidence no promise counts as kept."""
+    assert not any(
+        check.held for check in checks(Evidence(tmp_path / 'none.json')) if 'Exactly' not in check.text
+    )
+
+
+@pytest.mark.parametrize('make', [plain, rich])
+def test_both_views_show_the_same(make: Callable[[], tuple[View, io.StringIO]]):
+    """Everything that is told is in the text of either view, and paths stay in one piece."""
+    view, out = make()
+    path = '/a/very/long/path/' + 'x' * 90 + '/report.json'
+    view.heading('A heading')
+    view.say('word ' * 40, indent=2)
+    view.show(f'{path}\n[bold] is no markup')
+    view.event('process 12', 'Step started', 'quiet')
+    view.check('it held', held=True)
+    view.check('it did not ' * 10, held=False)
+    view.table(('Step', 'Duration'), [('1 A', '0.10 s'), ('2 B', '-')], marked=frozenset({1}))
+    text = out.getvalue()
+    assert path in text
+    assert '[bold] is no markup' in text
+    assert all(len(line) <= WIDTH for line in text.splitlines() if path not in line)
+    assert re.search(r'^  word( word)+$', text, re.MULTILINE)
+    assert re.search(r'^  process 12 +Step started', text, re.MULTILINE)
+    assert re.search(r'^  yes  it held', text, re.MULTILINE)
+    assert re.search(r'^  NO   it did', text, re.MULTILINE)
+    assert re.search(r'^ ?> +2 B +-', text, re.MULTILINE)
+    assert re.search(r'^ +1 A +0.10 s', text, re.MULTILINE)
+
+
+def test_colours_are_for_terminals():
+    """The library rich writes colours to a terminal, and nowhere else."""
+    for terminal in (True, False):
+        view, out = rich(terminal=terminal)
+        view.event('process 1', 'Step finished', 'good')
+        assert ('\x1b[' in out.getvalue()) is terminal
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch):
+    """With NO_COLOR set nothing is coloured, even on a terminal."""
+    monkeypatch.setenv('NO_COLOR', '1')
+    view, out = rich(terminal=True)
+    view.check('it held', held=True)
+    assert '\x1b[32m' not in out.getvalue()
+
+
+@pytest.mark.parametrize('installed', [True, False])
+def test_rich_is_used_where_it_is_installed(installed: bool, monkeypatch: pytest.MonkeyPatch):
+    """The view is rich's if rich can be imported, and plain text otherwise."""
+    if installed:
+        pytest.importorskip('rich')
+    else:
+        monkeypatch.setitem(sys.modules, 'rich.console', None)
+    assert isinstance(new_view(), RichView if installed else PlainView)
+
+
+WAITS: Final = """
+import sys, pathlib, anyio
+from graphkeep import FileStatePersistence
+from graphkeep.demo.graph import ReadOrders, Report, report_graph
+async def main():
+    persistence = FileStatePersistence(sys.argv[1], lease=1.0)
+    await report_graph.initialize(ReadOrders(), persistence, state=Report())
+    await persistence.load_next()
+    print('claimed', flush=True)
+    await anyio.sleep(600)
+anyio.run(main)
+"""
+
+
+def test_a_worker_waits_while_another_process_has_the_run(tmp_path: Path):
+    """Where the run is owned, the worker says that it waits, and goes on when the owner is gone."""
+    file = tmp_path / 'report.json'
+    with subprocess.Popen([sys.executable, '-c', WAITS, str(file)], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b'claimed\n'
+        with Child([*story.WORKER, str(file)], log=tmp_path / 'log', patience=60) as child:
+            events = child.events()
+            assert next(events).kind == 'waiting'
+            owner.kill()
+            assert {event.kind for event in events} >= {'started', 'saved'}
+            assert child.wait() == 0, child.complaint()

@@ -1,0 +1,96 @@
+"""Blocking work in threads: it ends before anything else goes on, and no cancellation is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import anyio
+import pytest
+
+from graphkeep.offload import in_thread, pause
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.both_backends
+async def test_in_thread():
+    """The work is done in another thread, and its result is handed over."""
+    work, interrupted = await in_thread(threading.get_ident)
+    assert work.result() != threading.get_ident()
+    assert interrupted is None
+
+
+@pytest.mark.both_backends
+async def test_failing_work():
+    """What the work raises is for whoever asks for its result."""
+    work, _ = await in_thread(lambda: [][0])
+    with pytest.raises(IndexError):
+        work.result()
+
+
+@pytest.mark.both_backends
+async def test_scope_waits_for_the_work():
+    """A cancelled scope does not abandon the work: its end is awaited, and the next await is cancelled."""
+    go, done = threading.Event(), threading.Event()
+
+    def func() -> None:
+        go.wait(5)
+        done.set()
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        threading.Timer(0.02, go.set).start()
+        await in_thread(func)
+        assert done.is_set()
+        await anyio.lowlevel.checkpoint()
+        pytest.fail('the cancellation was swallowed')
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize('times', [1, 3])
+@pytest.mark.parametrize('fails', [False, True])
+async def test_task_cancel_waits_for_the_work(times: int, fails: bool):
+    """`Task.cancel()`, once or often, does not abandon the work: it is handed over when the work has ended."""
+    begun, go, done = threading.Event(), threading.Event(), threading.Event()
+
+    def func() -> str:
+        begun.set()
+        go.wait(5)
+        done.set()
+        if fails:
+            raise ValueError('failed')
+        return 'done'
+
+    task = asyncio.create_task(in_thread(func))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert not task.done()
+    go.set()
+    work, interrupted = await task
+    assert done.is_set()
+    assert isinstance(interrupted, asyncio.CancelledError)
+    assert isinstance(work.exception(), ValueError) if fails else work.result() == 'done'
+
+
+@pytest.mark.both_backends
+async def test_pause():
+    """A pause may be cancelled; a stubborn one goes on to its end."""
+    with anyio.move_on_after(0.01) as scope:
+        await pause(5, stubborn=False)
+    assert scope.cancelled_caught
+    with anyio.move_on_after(0.01) as scope:
+        await pause(0.02, stubborn=True)
+    assert not scope.cancelled_caught
+
+
+async def test_stubborn_pause_of_a_task():
+    """A stubborn pause catches `Task.cancel()`, which comes once, and returns it for later."""
+    task = asyncio.create_task(pause(5, stubborn=True))
+    await asyncio.sleep(0)
+    task.cancel()
+    assert isinstance(await task, asyncio.CancelledError)

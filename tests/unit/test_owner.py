@@ -1,0 +1,93 @@
+"""Who owns a run, and when it is certain that an owner is gone."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from graphkeep import Owner, Ownership
+from graphkeep import owner as owners
+from graphkeep.owner import is_gone, new_owner
+
+on_linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='needs /proc')
+
+
+def altered(owner: Owner, **changes: Any) -> Owner:
+    """Return the owner as another process or host has recorded it."""
+    fields: dict[str, Any] = {
+        name: getattr(owner, name) for name in ('id', 'host', 'pid', 'domain', 'started')
+    }
+    return Owner(**{**fields, **changes})
+
+
+def test_owner_here():
+    """An owner in this process lives as long as its object; a copy from a file stands for it."""
+    owner = new_owner()
+    assert not is_gone(owner)
+    recorded = altered(owner)
+    assert not is_gone(recorded)
+    del owner
+    gc.collect()
+    assert is_gone(recorded) == bool(recorded.domain)
+
+
+@on_linux
+def test_reused_pid():
+    """A living process that has the pid, and started at another moment, is not the owner."""
+    owner = new_owner()
+    assert is_gone(altered(owner, started='1'))
+    assert not is_gone(altered(owner, pid=1, started=cast('Any', owners)._started(1)))
+    assert is_gone(altered(owner, pid=1, started=owner.started))
+
+
+@on_linux
+def test_foreign_host():
+    """Of a process on another host, of another boot or in another container nothing is known: its lease decides."""
+    owner = new_owner()
+    foreign = altered(owner, host='elsewhere', domain='another boot/pid:[1]', pid=2**22 + 1, started='1')
+    assert not is_gone(foreign)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert not Ownership(1, foreign, now + timedelta(seconds=1)).is_free(now)
+    assert Ownership(1, foreign, now).is_free(now)
+
+
+def test_platform_without_proc(monkeypatch: pytest.MonkeyPatch):
+    """Where the platform tells nothing of processes an owner is judged by its lease alone."""
+    domain = cast('Any', owners)._domain
+    monkeypatch.setattr(sys, 'platform', 'darwin')
+    domain.cache_clear()
+    try:
+        owner = new_owner()
+        assert owner.domain == ''
+        assert not is_gone(owner)
+        assert not is_gone(altered(owner, pid=2**22 + 1))
+    finally:
+        monkeypatch.undo()
+        domain.cache_clear()
+
+
+def test_proc_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
+    """Where /proc is not mounted an owner is judged by its lease alone."""
+    domain = cast('Any', owners)._domain
+
+    def refuse(*_: object) -> str:
+        raise OSError(13, 'Permission denied')
+
+    monkeypatch.setattr(sys, 'platform', 'linux')
+    monkeypatch.setattr(Path, 'read_text', refuse)
+    domain.cache_clear()
+    try:
+        assert new_owner().domain == ''
+    finally:
+        monkeypatch.undo()
+        domain.cache_clear()
+
+
+def test_owner_names_itself():
+    """An owner is shown by its process and its host."""
+    assert str(Owner('id', 'host.example', 42)) == 'process 42 on host.example'
