@@ -19,7 +19,7 @@ HOSTS = {
         'pydantic-graph==1.0.0',
         'pydantic-ai-slim==1.0.0',
         'opentelemetry-api<1.39',
-        'pydantic==2.10.0',
+        'pydantic==2.11.0',
         'anyio==4.11.0',
         'filelock==3.30.0',
     ],

@@ -119,11 +119,11 @@ class RunLog:
         self.ownership = applied.ownership
 
     def tail_positions(self) -> list[int]:
-        """Return the positions from the newest record back to the newest settled one, that one included."""
+        """Return the positions from the newest record back to the newest reached one, that one included."""
         positions: list[int] = []
         for index in range(len(self.records) - 1, -1, -1):
             positions.append(index)
-            if self.records[index].settled:
+            if self.records[index].reached:
                 break
         return positions
 

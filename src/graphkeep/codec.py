@@ -33,7 +33,7 @@ from pydantic_core import from_json, to_json
 from ._host import BaseNode, End, RunEndT, StateT, set_snapshot_id
 from .commit import StepRecord
 from .errors import CorruptSnapshotError, UnfaithfulSnapshotError, UnsupportedTypeError
-from .faithful import INF_NAN_HINT, Part, difference, parts_of, shown
+from .faithful import CONFIG_PLACE, INF_NAN_HINT, Part, difference, parts_of, shown
 from .snapshots import EndSnapshot, NodeSnapshot
 
 __all__ = ('Body', 'Codec')
@@ -232,13 +232,14 @@ class _Shape:
                 adapter.rebuild(raise_errors=True)
         except Exception as exc:  # whatever the hooks of a type may raise while its schema is made
             raise UnsupportedTypeError(role, type_, _unsupported(exc)) from exc
-        self._to_json = adapter.serializer.to_json
+        # as the host calls it: what the serializer below makes of aliases by default varies with its version
+        self._dump_json = adapter.dump_json
         self._validate_json = adapter.validator.validate_json
 
     def write(self, root: str, value: Any, verify: bool) -> bytes:
         """Return the value as JSON; `root` is what it is called in a refusal."""
         try:
-            text = self._to_json([value], warnings=False)[1:-1]
+            text = self._dump_json([value], warnings=False)[1:-1]
         except Exception as exc:
             part = self._culprit(value)
             raise _Refusal(root + part.path, _unwritable(part.value, exc)) from exc
@@ -295,7 +296,7 @@ class _Shape:
         for key in reversed(keys):
             include = {key: include}
         try:
-            self._to_json([value], include={0: include}, warnings=False)
+            self._dump_json([value], include={0: include}, warnings=False)
         except Exception:
             return True
         return False
@@ -341,7 +342,7 @@ def _unwritable(value: Any, exc: Exception) -> str:
     if isinstance(value, bytes | bytearray):
         return (
             f'is {shown(value)}, which is not UTF-8: to carry any bytes, set '
-            "`ser_json_bytes='base64', val_json_bytes='base64'` in the config of the type that holds it"
+            f"`ser_json_bytes='base64', val_json_bytes='base64'` in {CONFIG_PLACE}"
         )
     return (
         f'is of type {type(value).__qualname__}, and cannot be written as JSON ({_reason(exc)}): '

@@ -97,9 +97,9 @@ class StepRecord:
         return self.attempts[-1].error if self.status == 'error' and self.attempts else None
 
     @property
-    def settled(self) -> bool:
-        """Whether the run has gone past the point where this snapshot was the next thing to do."""
-        return self.status not in ('created', 'pending')
+    def reached(self) -> bool:
+        """Whether the run got as far as this snapshot: its node was started, or it is the end."""
+        return self.attempt > 0 or self.kind == 'end'
 
     def numbered(self, seq: int) -> StepRecord:
         """Return the record with its place in the run."""
@@ -245,7 +245,7 @@ class Tail(NamedTuple):
     """The end of a run: all that going on with it needs, whatever the length of the run."""
 
     rows: Sequence[Row]
-    """The rows from the newest back to the newest settled one, included; empty if nothing is stored."""
+    """The rows from the newest back to the newest reached one, included; empty if nothing is stored."""
     open: Sequence[Row] = ()
     """The rows that are pending or running, wherever they are, oldest first."""
     ownership: Ownership = UNOWNED

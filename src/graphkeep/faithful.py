@@ -27,12 +27,15 @@ from typing import Any, Final, NamedTuple, cast, get_type_hints
 import pydantic
 from pydantic.fields import FieldInfo
 
-__all__ = ('INF_NAN_HINT', 'Difference', 'Part', 'difference', 'parts_of', 'shown')
+__all__ = ('CONFIG_PLACE', 'INF_NAN_HINT', 'Difference', 'Part', 'difference', 'parts_of', 'shown')
 
-INF_NAN_HINT: Final = (
-    "set `ser_json_inf_nan='constants'` in the config of the type that holds it "
-    '(`model_config` of a model, `config=` of a pydantic dataclass, `__pydantic_config__` of any other class)'
+CONFIG_PLACE: Final = (
+    'the config of the type that holds it (`model_config` of a model, `config=` of a pydantic dataclass, '
+    '`__pydantic_config__` of any other class), or of a class around it that hands its config down'
 )
+"""Where to set what changes how pydantic writes a type."""
+
+INF_NAN_HINT: Final = f"set `ser_json_inf_nan='constants'` in {CONFIG_PLACE}"
 """What to do where the config of a type makes pydantic write infinity and NaN as null."""
 
 

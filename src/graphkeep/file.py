@@ -354,8 +354,9 @@ class _RunFile(LoggedRun):
 
     def _fill(self, fd: int, keep: int, changed: bytes) -> _Version:
         with memoryview(self._text) as text:
-            _write_all(fd, text[:keep])
-        _write_all(fd, memoryview(changed + b'\n]\n'))
+            _write_all(fd, text, keep)
+        with memoryview(changed + b'\n]\n') as rest:
+            _write_all(fd, rest, len(rest))
         stat = os.fstat(fd)
         if self._version is not None and stat.st_mtime_ns <= self._version.modified:
             # the clock of the file system is coarser than two commits are apart; see _Version
@@ -401,9 +402,13 @@ class _RunFile(LoggedRun):
             raise StorageError(str(self._given), doing, exc) from exc
 
 
-def _write_all(fd: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
+def _write_all(fd: int, data: memoryview, end: int) -> None:
+    at = 0
+    while at < end:
+        with data[
+            at:end
+        ] as rest:  # released even if an error keeps this frame, so that the text can go on growing
+            at += os.write(fd, rest)
 
 
 def _make_directory(directory: str, *, durable: bool) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast, get_args
 
 from .codec import Body
@@ -25,6 +24,7 @@ _OURS: Final = 'graphkeep'
 _KNOWN: Final = frozenset(
     {'state', 'node', 'result', 'start_ts', 'ts', 'duration', 'status', 'kind', 'id', _OURS}
 )
+_OWNER_FIELDS: Final = tuple(field.name for field in fields(Owner))
 _STATUSES: Final = frozenset(get_args(SnapshotStatus))
 _WHITESPACE: Final = re.compile(r'[ \t\n\r]*')
 _DECODER: Final = json.JSONDecoder()
@@ -65,18 +65,18 @@ class Run(NamedTuple):
 
 def render(record: StepRecord, body: Body, ownership: Ownership = UNOWNED, others: bytes = b'') -> bytes:
     """Return the JSON object of one snapshot, on one line; `others` are more members, commas first."""
-    fields: dict[str, Any]
+    members: dict[str, Any]
     if record.kind == 'end':
         content = b',"result":'
-        fields = {'ts': _stamp(record.start_ts)}
+        members = {'ts': _stamp(record.start_ts)}
     else:
         content = b',"node":'
-        fields = {'start_ts': _stamp(record.start_ts), 'duration': record.duration, 'status': record.status}
-    fields['kind'] = record.kind
-    fields['id'] = record.id
+        members = {'start_ts': _stamp(record.start_ts), 'duration': record.duration, 'status': record.status}
+    members['kind'] = record.kind
+    members['id'] = record.id
     if ours := _extras(record, ownership):
-        fields[_OURS] = ours
-    return b''.join((b'{"state":', body.state, content, body.node, b',', _json(fields)[1:-1], others, b'}'))
+        members[_OURS] = ours
+    return b''.join((b'{"state":', body.state, content, body.node, b',', _json(members)[1:-1], others, b'}'))
 
 
 def dump_run(rows: Iterable[Row], *, indent: int | None = None) -> bytes:
@@ -100,7 +100,7 @@ def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:
     if ownership.fence:
         extras['fence'] = ownership.fence
     if ownership.owner is not None:
-        extras['held_by'] = _owner_to_json(ownership.owner)
+        extras['held_by'] = {name: getattr(ownership.owner, name) for name in _OWNER_FIELDS}
         extras['expires'] = _stamp(ownership.expires)
     return extras
 
@@ -108,11 +108,6 @@ def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:
 def _is_plain(record: StepRecord) -> bool:
     """Whether the snapshot's own fields say all there is to say of its attempts, but for who ran it."""
     return record.attempt == 1 and record.status == 'success' and len(record.attempts) == 1
-
-
-@lru_cache(maxsize=64)
-def _owner_to_json(owner: Owner) -> dict[str, Any]:
-    return asdict(owner)
 
 
 def _attempt_to_json(attempt: Attempt) -> dict[str, Any]:
@@ -185,10 +180,7 @@ def _elements(text: str, place: str) -> Iterator[Element]:
         body = Body(spans['state'], spans['result' if record.kind == 'end' else 'node'])
         yield Element(Row(record, body), text[start:at].encode(), ownership)
         at = _skip(text, at)
-        if text[at : at + 1] == ',':
-            at = _skip(text, at + 1)
-        elif text[at : at + 1] != ']':
-            raise json.JSONDecodeError("',' or the end of the array was expected", text, at)
+        at = _separated(text, at, ']', 'a snapshot')
     if (rest := _skip(text, at + 1)) != len(text):
         raise json.JSONDecodeError('something follows the end of the array', text, rest)
 
@@ -207,10 +199,19 @@ def _members(text: str, at: int) -> Iterator[tuple[str, Any, int, int]]:
         value, at = _DECODER.raw_decode(text, begin)
         yield cast(str, key), value, begin, at
         at = _skip(text, at)
-        if text[at : at + 1] == ',':
-            at = _skip(text, at + 1)
-        elif text[at : at + 1] != '}':
-            raise json.JSONDecodeError("',' or '}' was expected", text, at)
+        at = _separated(text, at, '}', 'a name in quotes')
+
+
+def _separated(text: str, at: int, end: str, element: str) -> int:
+    """Return the place behind the comma at `at`, or `at` itself if the end is there."""
+    if text[at : at + 1] == end:
+        return at
+    if text[at : at + 1] != ',':
+        raise json.JSONDecodeError(f"',' or {end!r} was expected", text, at)
+    at = _skip(text, at + 1)
+    if text[at : at + 1] == end:
+        raise json.JSONDecodeError(f'{element} was expected', text, at)
+    return at
 
 
 def _skip(text: str, at: int) -> int:

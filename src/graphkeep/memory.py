@@ -137,7 +137,7 @@ class _Live(StatePersistence[StateT, RunEndT]):
         tail: list[Row] = []
         for row in reversed(rows):
             tail.append(row)
-            if row.record.settled:
+            if row.record.reached:
                 break
         return Tail(tail, [row for row in rows if row.record.status in ('pending', 'running')])
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 __all__ = ('Owner', 'is_gone', 'new_owner')
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True)
 class Owner:
     """One holder of runs: an instance of a persistence in a process."""
 
@@ -38,14 +38,14 @@ class Owner:
         return f'process {self.pid} on {self.host}'
 
 
-_here: weakref.WeakValueDictionary[str, Owner] = weakref.WeakValueDictionary()
+_here: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
 
 
-def new_owner() -> Owner:
-    """Make an owner in this process; it is gone when this object is, at the latest with the process."""
+def new_owner(holder: object) -> Owner:
+    """Make an owner in this process; it is gone when `holder` is, at the latest with the process."""
     pid = os.getpid()
     owner = Owner(uuid4().hex, socket.gethostname(), pid, _domain(), _started(pid))
-    _here[owner.id] = owner
+    _here[owner.id] = holder
     return owner
 
 

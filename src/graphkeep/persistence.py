@@ -175,16 +175,22 @@ class StatePersistence(
         while True:
             tail = await self._tail()
             abandoned = self._abandoned(tail)
-            waiting = [row for row in reversed(tail.rows) if row.record.status == 'created']
-            if not (candidates := abandoned or waiting):
+            claimable = ('created', 'pending', 'running') if abandoned else ('created',)
+            row = next((row for row in reversed(tail.rows) if row.record.status in claimable), None)
+            if row is None:
                 return None
-            snapshot = cast('NodeSnapshot[StateT, RunEndT]', self._thaw(candidates[0]))
+            snapshot = cast('NodeSnapshot[StateT, RunEndT]', self._thaw(row))
             changes = [self._recovery(row) for row in abandoned]
-            changes.append(StatusChange(candidates[0].record.id, CLAIM))
+            changes.append(StatusChange(row.record.id, CLAIM))
             try:
                 receipt = await self._commit(Commit(changes=changes))
             except SnapshotStatusError:
                 continue  # somebody else was faster: look again
+            except StorageError as exc:
+                if not _undone(exc):
+                    self._claimed |= {snapshot.id}
+                    await self.release()
+                raise
             self._claimed |= {snapshot.id}
             snapshot.status = 'pending'
             if receipt.interrupted:
@@ -297,11 +303,11 @@ class StatePersistence(
         """Give back what `load_next` handed to this instance and was never run, for anybody to run."""
         await self._flush()
         claimed, self._claimed = self._claimed, frozenset()
-        changes = [StatusChange(i, RELEASE, reason='never run') for i in sorted(claimed)]
-        if changes:
+        if claimed:
+            changes = [StatusChange(i, RELEASE, reason='never run') for i in sorted(claimed)]
             # what somebody else has taken over, or gone past, is no longer this instance's to give back
             with suppress(OwnershipLostError, SnapshotStatusError, UnknownSnapshotError):
-                _deliver(await self._commit(Commit(changes=changes, must_land=True)))
+                await self._write_held(Commit(changes=changes, must_land=True))
 
     async def why_unresumable(self) -> GraphkeepError:
         """Return the error that says why `load_next` has nothing: unknown, finished, failed, owned."""
@@ -417,10 +423,15 @@ class StepRun(AbstractAsyncContextManager[None]):
         if persistence._held is not None:
             await persistence._flush()
         start = StatusChange(self._snapshot_id, START, persistence._now())
-        self._receipt = receipt = await persistence._commit(Commit(changes=(start,)))
+        self._begun = perf_counter()
+        try:
+            self._receipt = receipt = await persistence._commit(Commit(changes=(start,)))
+        except StorageError as exc:
+            if not _undone(exc):
+                await self._end(RELEASE, exc)
+            raise
         if persistence._claimed:
             persistence._claimed -= {self._snapshot_id}
-        self._begun = perf_counter()
         if receipt.interrupted is not None:
             await self._end(RELEASE, receipt.interrupted)
             raise receipt.interrupted

@@ -190,7 +190,7 @@ class _Claims:
     def __init__(self, backend: RunBackend, lease: float):
         self._backend = backend
         self._lease = lease
-        self._owner = new_owner()
+        self._owner = new_owner(self)
         self._mutex = threading.Lock()
         self._in_hand: set[str] = set()
         self._fence: int | None = None

@@ -1,7 +1,7 @@
 """A run that is cancelled at any moment: nothing is left in hand, and it goes on to the right result.
 
-The moments are found by counting. A first series stops at every place where the run can be interrupted: before and after
-each use of the storage, and at each await of a node. A second one lets the event loop turn k times, for every k.
+The moments are found by counting. A first series stops wherever the run can be interrupted: before and after
+each use of the storage, and at each await of a node. A second one lets the event loop turn k times.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import json
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,6 @@ from graphkeep import (
     Graph,
     LockTimeoutError,
     MemoryStore,
-    NodeSnapshot,
     SimpleStatePersistence,
     StatePersistence,
     StorageError,
@@ -145,7 +144,7 @@ class Watched(RunBackend):
             return self.below.rows()
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _watched(self) -> Generator[None]:
         self._reach('before')
         yield
         self._reach('after')
@@ -175,16 +174,16 @@ class Storage(ABC):
 class Live(Storage):
     """A run in live objects: one instance, which is its own storage."""
 
-    def __init__(self, persistence: SimpleStatePersistence[Any, Any] | FullStatePersistence[Any, Any]):
+    def __init__(self, persistence: Any):
         self.persistence = persistence
         self.live = not isinstance(persistence, FullStatePersistence)
 
     def open(self) -> Persistence:
-        vars(self.persistence).pop('_commit', None)
+        self.persistence.__dict__.pop('_commit', None)
         return self.persistence
 
     def watch(self, reach: Callable[[Moment], None]) -> Persistence:
-        hidden = cast('Any', self.persistence)
+        hidden = self.persistence
         commit = hidden._commit
 
         async def watched(commit_: Commit) -> Receipt:
@@ -197,11 +196,8 @@ class Live(Storage):
         return self.persistence
 
     def nodes(self) -> list[tuple[str, str]]:
-        if isinstance(self.persistence, FullStatePersistence):
-            snapshots = self.persistence.history
-        else:
-            snapshots = [self.persistence.last_snapshot]
-        return [(s.node.get_node_id(), s.status) for s in snapshots if isinstance(s, NodeSnapshot)]
+        snapshots: Sequence[Any] = [self.persistence.last_snapshot] if self.live else self.persistence.history
+        return [(s.node.get_node_id(), s.status) for s in snapshots if s is not None and s.kind == 'node']
 
     def is_free(self) -> bool:
         return True
@@ -325,7 +321,7 @@ class ByTimeout(Canceller):
 
 
 class ByScope(Canceller):
-    """A cancel scope, as behind `move_on_after` and `fail_after`: cancels whatever is awaited from then on."""
+    """A cancel scope, as behind `move_on_after` and `fail_after`: cancels whatever is awaited then."""
 
     async def run(self, func: Callable[[], Awaitable[object]]) -> None:
         with anyio.CancelScope() as self.scope:
@@ -360,7 +356,7 @@ CANCELLERS: list[tuple[str, type[Canceller]]] = [
 
 
 class Reaper:
-    """Counts the moments at which a run can be interrupted, and cancels at one of them, or at all from it on."""
+    """Counts the moments at which a run can be interrupted; cancels at one, or at all from it on."""
 
     def __init__(self, canceller: Canceller, at: int, *, storm: bool = False):
         self.canceller = canceller
@@ -380,7 +376,7 @@ class Reaper:
         return self.reached >= self.at
 
     def reach(self, moment: Moment) -> None:
-        """Count; in a worker thread, wait until the cancellation has reached the task before the work goes on."""
+        """Count; in a worker thread, wait until the cancellation has reached the task."""
         self.reached += 1
         if self.reached != self.at and not (self.storm and self.reached > self.at):
             return
@@ -402,14 +398,17 @@ class Reaper:
 
 
 async def run_graph(persistence: Persistence, deps: Deps) -> object:
+    """Run by the host's own verb."""
     return await graph.run(One(), state=State(), deps=deps, persistence=persistence)
 
 
 async def run_stored(persistence: Persistence, deps: Deps) -> object:
+    """Start or go on."""
     return await run_or_resume(graph, One(), state=State(), deps=deps, persistence=persistence)
 
 
 async def drive(persistence: Persistence, deps: Deps) -> None:
+    """Run node by node."""
     async with graph.iter(One(), state=State(), deps=deps, persistence=persistence) as run:
         while not isinstance(await run.next(), End):
             await anyio.lowlevel.checkpoint()
@@ -431,6 +430,7 @@ async def check_what_is_left(storage: Storage, deps: Deps) -> None:
 
 
 async def left_in_the_middle(persistence: Persistence, deps: Deps) -> None:
+    """Leave a run after a step, and go on with it."""
     async with iter_or_resume(graph, One(), state=State(), deps=deps, persistence=persistence) as run:
         await run.next()
     await run_stored(persistence, deps)
@@ -452,7 +452,7 @@ async def test_every_moment(
     way: Callable[[Persistence, Deps], Awaitable[object]],
     storm: bool,
 ):
-    """Cancelled before, in or after any use of the storage, or within a node: nothing is left in hand, ever."""
+    """Cancelled before, in or after any use of the storage, or within a node: nothing is left in hand."""
     at = 0
     while True:
         at += 1
@@ -613,7 +613,7 @@ async def test_cancelled_while_the_lock_is_tried(
 async def test_cancelled_while_the_storage_fails(
     tmp_path: Path, canceller_type: type[Canceller], prompt: bool
 ):
-    """A cancellation that comes during a write that fails is not lost: whoever survives the one gets the other."""
+    """A cancellation that comes during a write that fails is not lost to who survives the failure."""
     persistence = FileStatePersistence[Any, Any](tmp_path / 'run.json')
     canceller = canceller_type()
     reaper = Reaper(canceller, 1)
@@ -637,7 +637,7 @@ async def test_cancelled_while_the_storage_fails(
 @pytest.mark.parametrize('prompt', [True, False], ids=['on the loop', 'in threads'])
 @pytest.mark.parametrize('anyio_backend, canceller_type', CANCELLERS, ids=lambda v: getattr(v, '__name__', v))
 async def test_release_waits_for_the_lock(tmp_path: Path, canceller_type: type[Canceller], prompt: bool):
-    """A node that is cancelled while somebody else writes is given back all the same, as soon as that is over."""
+    """A node that is cancelled while somebody else writes is given back as soon as that is over."""
     persistence = FileStatePersistence[Any, Any](tmp_path / 'run.json', lock_timeout=5)
     await graph.initialize(One(), persistence, state=State())
     canceller = canceller_type()
@@ -651,7 +651,7 @@ async def test_release_waits_for_the_lock(tmp_path: Path, canceller_type: type[C
             canceller.cancel()
 
     async def free() -> None:
-        while not busy.busy or busy.tries < 3:
+        while not busy.busy or busy.tries < 3:  # noqa: ASYNC110 -- what is waited for happens in a thread
             await anyio.sleep(0.001)
         canceller.cancel()
         busy.busy = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,17 +32,17 @@ from tests.backends.contract import (
 __all__ = ()
 
 
-def live(persistence: SimpleStatePersistence[Any, Any] | FullStatePersistence[Any, Any]) -> RunUnderTest:
+def live(persistence: Any) -> RunUnderTest:
     """Return a run in live objects: its one instance is its storage."""
 
     def raw() -> list[Raw]:
         if isinstance(persistence, FullStatePersistence):
-            snapshots = persistence.history
+            snapshots: Sequence[Any] = cast('Any', persistence).history
         else:
             snapshots = [] if persistence.last_snapshot is None else [persistence.last_snapshot]
         return [Raw(s.id, s.kind, s.status if isinstance(s, NodeSnapshot) else 'success') for s in snapshots]
 
-    return RunUnderTest(lambda: persistence, raw, cast('Any', persistence)._commit)
+    return RunUnderTest(lambda: persistence, raw, persistence._commit)
 
 
 def backend_of(persistence: StatePersistence[Any, Any]) -> RunBackend:

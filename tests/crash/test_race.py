@@ -12,8 +12,8 @@ from typing import Any
 
 import anyio
 import pytest
-from graphkeep import FileStatePersistence, RunOwnedError, SnapshotStatusError
 
+from graphkeep import FileStatePersistence, RunOwnedError, SnapshotStatusError
 from tests.counts import count
 from tests.crash.children import ANSWER, PROCESSES, Step, Trail, chain, child, heard, logged, read, run_chain
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import anyio
 import pytest
-from graphkeep import FileStatePersistence
 
+from graphkeep import FileStatePersistence
 from tests.counts import FULL, count
 from tests.crash.children import (
     ANSWER,
@@ -21,9 +21,9 @@ from tests.crash.children import (
     Trail,
     chain,
     child,
-    heard,
     finish,
     finish_dying,
+    heard,
     logged,
     read,
     run_chain,

@@ -9,19 +9,18 @@ from pathlib import Path
 
 import anyio
 import pytest
-from graphkeep import FileStatePersistence, LockTimeoutError, RunOwnedError, run_or_resume
 
+from graphkeep import FileStatePersistence, LockTimeoutError, RunOwnedError, run_or_resume
 from tests.counts import count
 from tests.crash.children import (
     ANSWER,
-    Hang,
     Trail,
     child,
-    heard,
     finish,
     hang_graph,
     hang_in_lock,
     hang_in_node,
+    heard,
     hour_later,
     read,
     run_chain,
@@ -30,7 +29,9 @@ from tests.crash.children import (
 
 async def _take_over(file: Path, hours: float) -> str:
     """Go on with the run, so many hours from now."""
-    persistence: FileStatePersistence[Trail, str] = FileStatePersistence(file, clock=partial(hour_later, hours))
+    persistence: FileStatePersistence[Trail, str] = FileStatePersistence(
+        file, clock=partial(hour_later, hours)
+    )
     result = await run_or_resume(hang_graph, persistence=persistence)
     return result.output
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 from uuid import UUID
 
@@ -78,7 +80,9 @@ def whole(nodes: int) -> Talk:
     east = timezone(timedelta(hours=5, minutes=30))
     question = Request('wie gehts, “Ada”? \u2028 😀 \0', datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC))
     answer = Response(
-        ['gut', Request('', datetime(2026, 1, 2, tzinfo=east))], Decimal('1.10'), timedelta(days=1, microseconds=1)
+        ['gut', Request('', datetime(2026, 1, 2, tzinfo=east))],
+        Decimal('1.10'),
+        timedelta(days=1, microseconds=1),
     )
     return Talk(
         messages=[question, answer] * nodes,
@@ -103,7 +107,7 @@ def _go_on(state: Talk, node: int) -> None:
 class First(BaseNode[Talk, None, str]):
     """Says something."""
 
-    async def run(self, ctx: GraphRunContext[Talk]) -> Middle:
+    async def run(self, ctx: GraphRunContext[Talk, None]) -> Middle:
         _go_on(ctx.state, 1)
         return Middle(Request('from first', datetime(2026, 1, 2, tzinfo=UTC)), float('1e300'))
 
@@ -115,7 +119,7 @@ class Middle(BaseNode[Talk, None, str]):
     request: Request
     number: float
 
-    async def run(self, ctx: GraphRunContext[Talk]) -> Last:
+    async def run(self, ctx: GraphRunContext[Talk, None]) -> Last:
         _go_on(ctx.state, 2)
         if self != Middle(Request('from first', datetime(2026, 1, 2, tzinfo=UTC)), float('1e300')):
             raise SystemExit(f'the node is {self}')
@@ -128,7 +132,7 @@ class Last(BaseNode[Talk, None, str]):
 
     mood: Mood
 
-    async def run(self, ctx: GraphRunContext[Talk]) -> End[str]:
+    async def run(self, ctx: GraphRunContext[Talk, None]) -> End[str]:
         _go_on(ctx.state, 3)
         return End(f'{ctx.state.pair and ctx.state.pair[0]} nodes, {self.mood}')
 
@@ -139,10 +143,10 @@ async def main(who: str, what: str, file: Path) -> None:
     if who == 'ours':
         import graphkeep as classes
     else:
-        import pydantic_graph.persistence.file as storage
-        from pydantic_graph import graph as runner
-
-        classes = type('peer', (), {'Graph': runner.Graph, 'FileStatePersistence': storage.FileStatePersistence})
+        classes = SimpleNamespace(
+            Graph=import_module('pydantic_graph.graph').Graph,
+            FileStatePersistence=import_module('pydantic_graph.persistence.file').FileStatePersistence,
+        )
     graph = classes.Graph(nodes=(First, Middle, Last), name='talk', state_type=Talk, run_end_type=str)
     persistence = classes.FileStatePersistence(file)
     persistence.set_graph_types(graph)

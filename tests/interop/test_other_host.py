@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from graphkeep._host import HAS_RUNNER
 
+from graphkeep._host import HAS_RUNNER
 from tests.crash.children import read
 
 PROGRAM = Path(__file__).with_name('program.py')
@@ -75,7 +75,7 @@ def test_finished_by_peer(request: pytest.FixtureRequest, one: Path, host: str, 
 
 @pytest.mark.parametrize('order', [['one', 'two', 'one'], ['two', 'one', 'two']], ids='-'.join)
 def test_ours_on_both(request: pytest.FixtureRequest, order: list[str], tmp_path: Path):
-    """A run of graphkeep's own may change the host at every step, with values that pydantic-graph 1.x cannot write."""
+    """A run of graphkeep's may change the host at every step, with values that 1.x itself cannot write."""
     file = tmp_path / 'run.json'
     first, second, third = (request.getfixturevalue(host) for host in order)
     inf = float('inf')

@@ -326,6 +326,8 @@ def test_message_histories_are_carried() -> None:
 
 @dataclass
 class Conversation:
+    # newer versions of pydantic-ai have this on `BinaryContent` itself
+    __pydantic_config__ = pydantic.ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')
     history: list[ModelMessage]
 
 
@@ -467,9 +469,12 @@ class NamesItself(BaseNode[State, None]):
         raise NotImplementedError
 
 
-@pydantic.dataclasses.dataclass(config=pydantic.ConfigDict(serialize_by_alias=True))
-class AliasNamesItself(BaseNode[State, None]):
-    a: int = pydantic.Field(default=1, serialization_alias='node_id')
+@pydantic.dataclasses.dataclass
+class ComputesNodeId(BaseNode[State, None]):
+    @pydantic.computed_field
+    @property
+    def node_id(self) -> str:
+        return 'x'
 
     async def run(self, ctx: GraphRunContext[State, None]) -> Ask:
         raise NotImplementedError
@@ -484,7 +489,7 @@ class HoldsNodeId(BaseNode[State, None]):
 
 
 @pytest.mark.parametrize('verify', [True, False])
-@pytest.mark.parametrize('cls', [NamesItself, AliasNamesItself])
+@pytest.mark.parametrize('cls', [NamesItself, ComputesNodeId])
 def test_a_field_called_node_id_is_refused(cls: Any, verify: bool) -> None:
     """The format keeps the node's id under that name, in a graph of one node as well."""
     with pytest.raises(UnfaithfulSnapshotError, match='rename the field or its alias') as info:

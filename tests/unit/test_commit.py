@@ -141,7 +141,14 @@ def test_very_many_attempts():
     assert (record.attempt, len(record.attempts)) == (KEPT_ATTEMPTS + 5, KEPT_ATTEMPTS)
 
 
-def test_settled():
-    """The run has gone past a snapshot once its node began, unless it was given back."""
-    settled = [after(NODE, *way).settled for way in ([], [CLAIM], [START], [START, SUCCEED], [START, FAIL])]
-    assert settled == [False, False, True, True, True]
+def test_reached():
+    """The run got as far as a snapshot once its node was started, however that ended; a claim is not enough."""
+    for way in ([], [CLAIM], [CLAIM, RELEASE], [CLAIM, RECOVER]):
+        assert not after(NODE, *way).reached
+    for way in ([START], [START, SUCCEED], [START, FAIL], [START, RELEASE], [START, FAIL, RETRY]):
+        assert after(NODE, *way).reached
+
+
+def test_end_is_reached():
+    """The run got as far as its end once there is one."""
+    assert StepRecord(id='end:1', kind='end', node_id='End', status='success').reached

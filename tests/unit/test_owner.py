@@ -17,6 +17,10 @@ from graphkeep.owner import is_gone, new_owner
 on_linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='needs /proc')
 
 
+class Holder:
+    """Whatever holds runs."""
+
+
 def altered(owner: Owner, **changes: Any) -> Owner:
     """Return the owner as another process or host has recorded it."""
     fields: dict[str, Any] = {
@@ -26,20 +30,22 @@ def altered(owner: Owner, **changes: Any) -> Owner:
 
 
 def test_owner_here():
-    """An owner in this process lives as long as its object; a copy from a file stands for it."""
-    owner = new_owner()
-    assert not is_gone(owner)
+    """An owner in this process lives as long as its holder, whoever else has a copy of it."""
+    holder = Holder()
+    owner = new_owner(holder)
     recorded = altered(owner)
+    assert not is_gone(owner)
     assert not is_gone(recorded)
-    del owner
+    del holder
     gc.collect()
-    assert is_gone(recorded) == bool(recorded.domain)
+    assert is_gone(owner) == is_gone(recorded) == bool(owner.domain)
 
 
 @on_linux
 def test_reused_pid():
     """A living process that has the pid, and started at another moment, is not the owner."""
-    owner = new_owner()
+    holder = Holder()
+    owner = new_owner(holder)
     assert is_gone(altered(owner, started='1'))
     assert not is_gone(altered(owner, pid=1, started=cast('Any', owners)._started(1)))
     assert is_gone(altered(owner, pid=1, started=owner.started))
@@ -47,8 +53,8 @@ def test_reused_pid():
 
 @on_linux
 def test_foreign_host():
-    """Of a process on another host, of another boot or in another container nothing is known: its lease decides."""
-    owner = new_owner()
+    """Of a process on another host, of another boot or in another container the lease decides."""
+    owner = new_owner(Holder())
     foreign = altered(owner, host='elsewhere', domain='another boot/pid:[1]', pid=2**22 + 1, started='1')
     assert not is_gone(foreign)
     now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -62,7 +68,7 @@ def test_platform_without_proc(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, 'platform', 'darwin')
     domain.cache_clear()
     try:
-        owner = new_owner()
+        owner = new_owner(Holder())
         assert owner.domain == ''
         assert not is_gone(owner)
         assert not is_gone(altered(owner, pid=2**22 + 1))
@@ -82,7 +88,7 @@ def test_proc_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Path, 'read_text', refuse)
     domain.cache_clear()
     try:
-        assert new_owner().domain == ''
+        assert new_owner(Holder()).domain == ''
     finally:
         monkeypatch.undo()
         domain.cache_clear()

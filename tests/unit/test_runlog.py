@@ -6,10 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from graphkeep import SnapshotStatusError, StepRecord, UnknownSnapshotError
+from graphkeep import Owner, SnapshotStatusError, StepRecord, UnknownSnapshotError
 from graphkeep.backend import RunLog
 from graphkeep.commit import UNOWNED, Commit, Receipt, Row, StatusChange, Writer
-from graphkeep.owner import new_owner
 from graphkeep.status import CLAIM, FAIL, START, SUCCEED, Transition
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -40,10 +39,10 @@ def log_of(*ids: str) -> RunLog:
 
 
 def test_apply_changes_nothing():
-    """What a commit makes of a run is computed without touching it, so that a failed write is as if never tried."""
+    """What a commit makes of a run is computed without touching it: a failed write changes nothing."""
     log = log_of('a')
     before = (list(log.records), log.ownership, log.tail_positions(), log.open_positions())
-    writer = Writer(take=new_owner(), lease=30)
+    writer = Writer(take=Owner('me', 'host', 1), lease=30)
     log.apply(Commit(changes=[StatusChange('a', START, NOW)], rows=[row('b')], writer=writer))
     assert (list(log.records), log.ownership, log.tail_positions(), log.open_positions()) == before
 
@@ -103,7 +102,7 @@ def test_unless():
 
 
 def test_tail():
-    """The tail reaches back from the newest record to the newest settled one."""
+    """The tail reaches back from the newest record to the newest that was started."""
     log = log_of('a', 'b', 'c')
     assert log.tail_positions() == [2, 1, 0]
     commit(log, change('b', START, SUCCEED))

@@ -63,7 +63,7 @@ def test_every_status_is_reached():
 @pytest.mark.parametrize('found', STATUSES)
 @pytest.mark.parametrize('transition', TRANSITIONS, ids=lambda t: t.name)
 def test_record_follows_the_table(transition: Transition, found: SnapshotStatus):
-    """A record changes as the table has it, and any other change is refused with what was expected and found."""
+    """A record changes as the table has it; any other change is refused with what was found."""
     record = StepRecord(id='A:1', node_id='A', status=found)
     change = StatusChange('A:1', transition, datetime.now(UTC))
     if found in transition.sources:
