@@ -201,10 +201,10 @@ class OwnershipLostError(_RunError):
 
     def __init__(self, run_id: str, owner: Owner | None):
         self.owner = owner
-        now = f'{owner} has it now' if owner else 'nobody has it now'
+        now = f' ({owner} has it now)' if owner else ''
         super().__init__(
             run_id,
-            f'Run {run_id!r} was taken over from this process ({now}): what was to be written is refused. '
+            f'Run {run_id!r} was taken over from this process{now}: what was to be written is refused. '
             'This happens when the owner does not renew its lease in time; drop this run here.',
         )
 

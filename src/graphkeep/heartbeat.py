@@ -25,9 +25,9 @@ class Hold:
 
     interval: float
     """Seconds between two renewals."""
-    renew: Callable[[], None]
-    """Renews the lease; called in the keeper's thread."""
-    lost: Callable[[], None]
+    renew: Callable[[], bool | None]
+    """Renews the lease, or returns something false if nobody holds the run any more; called in the keeper's thread."""
+    lost: Callable[[OwnershipLostError], None]
     """Called once, in the keeper's thread, when the run turns out to be somebody else's."""
     due: float = field(default=0.0, init=False)
     """When the next renewal is due, on the monotonic clock."""
@@ -82,13 +82,14 @@ class Keeper:
         """Renew one hold now."""
         hold.due = self._clock() + hold.interval
         try:
-            hold.renew()
-        except OwnershipLostError:
+            if not hold.renew():
+                self.drop(hold)
+        except OwnershipLostError as exc:
             with self._changed:
                 was_held = hold in self._holds
                 self._holds.discard(hold)
             if was_held:
-                hold.lost()
+                hold.lost(exc)
         except (LockBusy, GraphkeepError):
             # the storage is busy or refuses: the lease outlasts a missed renewal, so try again soon
             hold.due = self._clock() + hold.interval / 10

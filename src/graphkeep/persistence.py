@@ -64,10 +64,10 @@ class StatePersistence(
     run_id: str
     """Names the run, in errors and to the node's code."""
 
-    _held: Commit | None = (
-        None  # the change of a step that ended, on its way into one write with what comes next
-    )
-    _claimed: frozenset[str] = frozenset()  # what `load_next` handed out and nobody has started
+    # the change of a step that ended, on its way into one write with what comes next
+    _held: Commit | None = None
+    # what `load_next` handed out and nobody has started
+    _claimed: frozenset[str] = frozenset()
 
     if TYPE_CHECKING:
         # where the host has no persistence the base is unknown to a type checker, which then takes a class
@@ -363,7 +363,7 @@ class StatePersistence(
             held = None
         try:
             row = self._row(snapshot)
-        except GraphkeepError as exc:
+        except Exception as exc:
             if held is not None:
                 await self._fail_held(held, exc)
             raise
@@ -387,7 +387,7 @@ class StatePersistence(
             raise
         _deliver(receipt)
 
-    async def _fail_held(self, held: Commit, exc: GraphkeepError) -> None:
+    async def _fail_held(self, held: Commit, exc: Exception) -> None:
         change = held.changes[0]
         change.transition, change.error = FAIL, describe(exc)
         try:
@@ -398,6 +398,9 @@ class StatePersistence(
 
 class Guard(ABC):
     """Cancels a node when its run was taken over."""
+
+    lost: OwnershipLostError | None = None
+    """Why it cancelled the node."""
 
     @abstractmethod
     def __enter__(self) -> None: ...
@@ -446,7 +449,7 @@ class StepRun(AbstractAsyncContextManager[None]):
     ) -> bool:
         running.set(self._outer)
         if self._guard is not None and self._guard.__exit__(kind, exc, tb):
-            raise OwnershipLostError(self._persistence.run_id, None) from exc
+            raise self._guard.lost or OwnershipLostError(self._persistence.run_id, None) from exc
         if exc is None:
             change = StatusChange(self._snapshot_id, SUCCEED, None, perf_counter() - self._begun)
             self._persistence._held = Commit(changes=(change,), must_land=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from weakref import WeakMethod
 
 import anyio
@@ -19,7 +19,7 @@ from ._host import RunEndT, StateT
 from .backend import LockBusy, RunBackend
 from .codec import Codec
 from .commit import Commit, Receipt, Row, Tail, Writer
-from .errors import LockTimeoutError, OwnershipLostError, StorageError
+from .errors import LockTimeoutError, OwnershipLostError, RunOwnedError, StorageError
 from .offload import in_thread, pause, redeliver
 from .owner import new_owner
 from .persistence import Guard, StatePersistence
@@ -28,6 +28,7 @@ from .status import CLAIM, FAIL, RECOVER, RELEASE, START, SUCCEED
 
 __all__ = ('LEASE', 'LOCK_TIMEOUT', 'StoredStatePersistence')
 
+P = ParamSpec('P')
 T = TypeVar('T')
 
 LEASE = 30.0
@@ -204,6 +205,12 @@ class _Claims:
         with self._mutex:
             if ended - self._in_hand:
                 raise OwnershipLostError(self._backend.run_id, None)
+            if self._fence is not None and any(
+                c.transition is RECOVER and c.snapshot_id in self._in_hand for c in commit.changes
+            ):
+                raise RunOwnedError(
+                    self._backend.run_id, self._owner, None
+                )  # by this very instance, which lives
             in_hand = (self._in_hand | begun) - ended
             take = self._owner if any(c.transition in _TAKES for c in commit.changes) else None
             give_up = not in_hand and (self._fence is not None or take is not None)
@@ -237,8 +244,7 @@ class _Claims:
     def _keep(self) -> None:
         if self._hold is None:
             # weakly: a persistence that nobody has any more must not keep its run
-            renew, lost = WeakMethod(self._renew), WeakMethod(self._lost)
-            self._hold = heartbeat.Hold(self._lease / 3, lambda: _call_weak(renew), lambda: _call_weak(lost))
+            self._hold = heartbeat.Hold(self._lease / 3, _weakly(self._renew), _weakly(self._lost))
             heartbeat.keeper.hold(self._hold)
 
     def _forget(self) -> None:
@@ -248,25 +254,29 @@ class _Claims:
             heartbeat.keeper.drop(self._hold)
             self._hold = None
 
-    def _renew(self) -> None:
+    def _renew(self) -> bool:
         with self._mutex:
-            if self._fence is not None:
-                self._backend.commit(Commit(writer=Writer(self._fence, self._owner, self._lease)))
+            if self._fence is None:
+                return False
+            self._backend.commit(Commit(writer=Writer(self._fence, self._owner, self._lease)))
+            return True
 
-    def _lost(self) -> None:
+    def _lost(self, exc: OwnershipLostError) -> None:
         with self._mutex:
             self._forget()
         for guard in tuple(self._guards):
-            guard.cancel()
-
-    def __del__(self) -> None:
-        if self._hold is not None:
-            heartbeat.keeper.drop(self._hold)
+            guard.cancel(exc)
 
 
-def _call_weak(method: WeakMethod[Callable[[], None]]) -> None:
-    if (alive := method()) is not None:
-        alive()
+def _weakly(method: Callable[P, T]) -> Callable[P, T | None]:
+    """Return a function that calls the method as long as its object is there, and returns `None` after that."""
+    reference = WeakMethod(method)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        alive = reference()
+        return None if alive is None else alive(*args, **kwargs)
+
+    return call
 
 
 class _NodeGuard(Guard):
@@ -276,7 +286,6 @@ class _NodeGuard(Guard):
         self._claims = claims
         self._scope = anyio.CancelScope()
         self._loop = anyio.lowlevel.current_token()
-        self._lost = False
 
     def __enter__(self) -> None:
         self._scope.__enter__()
@@ -287,9 +296,9 @@ class _NodeGuard(Guard):
     ) -> bool:
         self._claims.leave(self)
         swallowed = self._scope.__exit__(kind, exc, tb)
-        return bool(swallowed) and self._lost
+        return bool(swallowed) and self.lost is not None
 
-    def cancel(self) -> None:
-        self._lost = True
+    def cancel(self, exc: OwnershipLostError) -> None:
+        self.lost = exc
         with suppress(RuntimeError):  # the event loop has ended, and the node with it
             anyio.from_thread.run_sync(self._scope.cancel, token=self._loop)
