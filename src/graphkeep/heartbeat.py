@@ -26,7 +26,7 @@ class Hold:
     interval: float
     """Seconds between two renewals."""
     renew: Callable[[], bool | None]
-    """Renews the lease, or returns something false if nobody holds the run any more; called in the keeper's thread."""
+    """Renews the lease; false if nobody holds the run any more. Called in the keeper's thread."""
     lost: Callable[[OwnershipLostError], None]
     """Called once, in the keeper's thread, when the run turns out to be somebody else's."""
     due: float = field(default=0.0, init=False)

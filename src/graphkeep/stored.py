@@ -269,7 +269,7 @@ class _Claims:
 
 
 def _weakly(method: Callable[P, T]) -> Callable[P, T | None]:
-    """Return a function that calls the method as long as its object is there, and returns `None` after that."""
+    """Return a function that calls the method while its object is there, and then returns `None`."""
     reference = WeakMethod(method)
 
     def call(*args: P.args, **kwargs: P.kwargs) -> T | None:

@@ -531,6 +531,41 @@ async def test_failing_node(tmp_path: Path, where: str, canceller_type: type[Can
     assert moments >= 2, 'no cancellation came while the failure was written'
 
 
+@pytest.mark.parametrize('where', STORAGES)
+@pytest.mark.parametrize('anyio_backend, canceller_type', CANCELLERS, ids=lambda v: getattr(v, '__name__', v))
+async def test_every_moment_of_a_claim(tmp_path: Path, where: str, canceller_type: type[Canceller]):
+    """A `load_next` that is cancelled and hands out nothing leaves nothing pending."""
+    at = 0
+    while True:
+        at += 1
+        storage = STORAGES[where](tmp_path / str(at) / 'run.json')
+        (tmp_path / str(at)).mkdir()
+        await graph.initialize(One(), storage.open(), state=State())
+        canceller = canceller_type()
+        reaper = Reaper(canceller, at)
+        persistence = storage.watch(reaper.reach)
+        handed_out: list[object] = []
+
+        async def claim(
+            persistence: Persistence = persistence, handed_out: list[object] = handed_out
+        ) -> None:
+            persistence.set_graph_types(graph)
+            handed_out.append(await persistence.load_next())
+            await anyio.lowlevel.checkpoint()
+
+        await canceller.run(claim)
+        struck = reaper.struck
+        assert canceller.caught == struck
+        if handed_out:
+            reaper.at = -1  # it has struck, or never will
+            assert storage.nodes() == [('One', 'pending')]
+            await persistence.release()
+        await check_what_is_left(storage, Deps())
+        if not struck:
+            break
+    assert at > 2, 'the moments were not found'
+
+
 @pytest.mark.both_backends
 @pytest.mark.parametrize('where', ['simple', 'full', 'memory', 'file', 'file in threads'])
 async def test_claimed_and_cancelled(tmp_path: Path, where: str):

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,26 @@ async def test_parents(tmp_path: Path, durability: Any):
     assert beside(file) == {'run.json', '.run.json.lock'}
 
 
+async def test_full_durability(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """With full durability the new file is on the disk before it takes its place, and that is as well."""
+    calls = FaultyOs(lambda call: call())
+    monkeypatch.setattr('graphkeep.file.os', calls)
+    persistence = opened(file, durability='full')
+    await persistence.snapshot_node(Tally(), Count())
+    calls.names.clear()
+    await persistence.snapshot_node(Tally(), Count())
+    order = [name for name in calls.names if name in ('write', 'fsync', 'replace')]
+    assert order == ['write', 'write', 'fsync', 'replace', 'fsync']
+
+
+async def test_normal_durability(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without it no commit waits for the disk."""
+    calls = FaultyOs(lambda call: call())
+    monkeypatch.setattr('graphkeep.file.os', calls)
+    await finish(opened(file), [])
+    assert 'fsync' not in calls.names
+
+
 async def test_symlink(tmp_path: Path, file: Path):
     """A link to the file stays a link: the commit goes to where it leads."""
     link = tmp_path / 'link.json'
@@ -245,6 +266,44 @@ async def test_clock_tick(file: Path, monkeypatch: pytest.MonkeyPatch, later: in
     assert times == sorted(set(times)), 'two contents of the file have the same time'
 
 
+async def test_lock_and_fork(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """A child that was forked while the lock was held, and so has its descriptor too, does not keep the lock."""
+    locks: list[int] = []
+    inherited: list[int] = []
+
+    def forked(call: Call) -> Any:
+        result = call()
+        if call.name == 'open' and os.fspath(call.args[0]).endswith('.lock'):
+            locks.append(result)
+        elif call.name == 'replace':
+            inherited.append(os.dup(locks[-1]))
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr('graphkeep.file.os', FaultyOs(forked))
+        await opened(file).snapshot_node(Tally(), Count())
+    try:
+        await opened(file, lock_timeout=0).snapshot_node(Tally(), Count())
+    finally:
+        for fd in inherited:
+            os.close(fd)
+    assert len(inherited) == 1
+
+
+@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='the platform does not list open files')
+async def test_open_files(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """No file is left open, whether commits are made or fail."""
+    await finish(opened(file), [])  # what opens with the first use of threads is open now
+    before = len(os.listdir('/proc/self/fd'))
+    await finish(opened(file.with_name('other.json')), [])
+    for at in range(12):
+        monkeypatch.setattr('graphkeep.file.os', FaultyOs(Disk(file, at, lasting=True)))
+        with suppress(StorageError):
+            await opened(file).snapshot_node(Tally(), Count())
+    monkeypatch.setattr('graphkeep.file.os', os)
+    assert len(os.listdir('/proc/self/fd')) == before
+
+
 async def test_deleted(file: Path):
     """A file that somebody deletes takes the run with it, and the next commit begins a new one."""
     persistence = opened(file)
@@ -304,7 +363,7 @@ async def test_many_tasks(file: Path, instances: int):
 
 # ------------------------------------------------------------------------------------------ what is not a run
 
-NODE = '{"state":{},"node":{"number":1,"node_id":"Count"},"start_ts":null,"status":"created","kind":"node","id":"x"}'
+NODE = '{"state":{},"node":{"node_id":"Count"},"start_ts":null,"status":"created","kind":"node","id":"x"}'
 DAMAGED = {
     'empty': b'',
     'blank': b' \n ',
@@ -505,7 +564,7 @@ async def _fail(persistence: Persistence, log: Log, disk: Disk) -> None:
 
 
 async def test_failing_node_on_failing_disk(file: Path, monkeypatch: pytest.MonkeyPatch):
-    """A node's own error is what its caller gets when that cannot be recorded either, and it is recorded later."""
+    """A node's error reaches its caller when the disk fails as well, and is recorded later."""
 
     @dataclass
     class Fail(BaseNode[Tally, None, int]):
@@ -571,9 +630,9 @@ REFUSED: dict[str, object] = {
 
 @pytest.mark.parametrize('run_id', REFUSED.values(), ids=list(REFUSED))
 async def test_refused_run_id(tmp_path: Path, run_id: Any):
-    """A run id that could be mistaken for a path, or is no sensible name, is refused before anything is written."""
+    """A run id that could be taken for a path, or is no sensible name, is refused; nothing is written."""
     store = FileStore(tmp_path / 'runs')
-    with pytest.raises(InvalidRunIdError, match='; give |; begin |bytes, more than') as caught:
+    with pytest.raises(InvalidRunIdError, match=r'; give |; begin |bytes, more than') as caught:
         store.run(run_id)
     assert caught.value.run_id == run_id
     assert isinstance(caught.value, ValueError)
@@ -598,7 +657,7 @@ async def test_accepted_run_id(tmp_path: Path, run_id: str):
 
 @given(st.lists(st.text(max_size=20) | st.text('aA.%2Ff/ \\é', max_size=6), min_size=2, max_size=10))
 def test_paths(run_ids: list[str]):
-    """Every accepted id has a file of its own directly in the directory, and none is another's lock or new file."""
+    """Every accepted id has a file of its own in the directory, which is no other's lock or new file."""
     store = FileStore('directory')
     paths: dict[str, str] = {}
     for run_id in run_ids:

@@ -389,6 +389,7 @@ async def test_lost_node_is_cancelled(shared: Shared):
     with pytest.raises(OwnershipLostError) as lost:
         await graph.run(First(), state=State(), deps=lose, persistence=mine)
     assert lost.value.run_id == mine.run_id
+    assert lost.value.owner is not None
     assert not reached
     assert await statuses(other) == ['pending']
     await other.release()
@@ -420,7 +421,7 @@ async def test_lost_after_the_loop_ended(shared: Shared):
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    caught[0].lost()
+    caught[0].lost(OwnershipLostError('run', None))
     assert hold_of(kept[0]) is None
 
 
@@ -464,7 +465,7 @@ async def test_dead_process(tmp_path: Path):
         cast('Any', child.stdout).close()
         if sys.platform == 'linux':
             # not yet reaped: a zombie is as dead as one that is
-            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222
         else:
             child.wait()
     try:

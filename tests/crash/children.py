@@ -1,4 +1,4 @@
-"""What the children of the crash tests do: a graph that leaves a trace of every node it runs, and how it is stopped."""
+"""What the children of the crash tests do: run graphs that leave traces, and stop where they are told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -53,7 +53,7 @@ ANSWER = list(range(1, LENGTH + 1))
 """What it ends with."""
 
 PROCESSES = multiprocessing.get_context('forkserver')
-"""Starts children from a warm process, so that a child costs milliseconds and has no threads of its parent's."""
+"""Starts children from a warm process: a child costs milliseconds and has no threads of its parent's."""
 PROCESSES.set_forkserver_preload([__name__, 'pytest'])
 
 
@@ -108,8 +108,8 @@ def hour_later(hours: float = 1) -> datetime:
 
 
 @contextmanager
-def child(target: Callable[..., None], *args: object) -> Iterator[tuple[ForkServerProcess, Connection]]:
-    """Start a child, give it the far end of a pipe as its last argument, and kill it at the end if it still lives."""
+def child(target: Callable[..., None], *args: object) -> Generator[tuple[ForkServerProcess, Connection]]:
+    """Start a child with the far end of a pipe as its last argument, and kill it at the end if it lives."""
     near, far = PROCESSES.Pipe()
     process = PROCESSES.Process(target=target, args=(*args, far))
     process.start()
@@ -150,7 +150,7 @@ def finish(file: Path, log: Path, weight: int, ready: Connection) -> None:
 
 
 def finish_dying(file: Path, log: Path, at: int, how: str, ready: Connection) -> None:
-    """Run the chain, and die at one call into the operating system: before it, after it, or in the middle of a write."""
+    """Run the chain, and die at one call into the operating system: before, after or (a write) within it."""
 
     def die(call: Call) -> Any:
         if call.index != at:
@@ -177,7 +177,7 @@ class Hang(BaseNode[Trail, Connection | None, str]):
             return End('taken over')
         ctx.deps.send('in the node')
         try:
-            while not ctx.deps.poll():
+            while not ctx.deps.poll():  # noqa: ASYNC110 - the parent has only a pipe
                 await anyio.sleep(0.01)
         except anyio.get_cancelled_exc_class():
             ctx.deps.send('cancelled')

@@ -1,4 +1,4 @@
-"""A process that runs a graph is killed: what was committed stays, and the run goes on to the right result."""
+"""A process that runs a graph is killed: what was committed stays, and the run goes on."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_killed_at_random(tmp_path: Path, weight: int):
     step = _uninterrupted(tmp_path, weight) / LENGTH
     chance = random.Random(weight)  # noqa: S311
     seen: Counter[str] = Counter()
-    wanted = KILLS // 2
+    kills, wanted = 0, KILLS // 2
     for number in range(wanted):
         witness = Witness(tmp_path / f'{number}.json', tmp_path / f'{number}.log')
         for _ in range(chance.randint(1, 4)):
@@ -127,7 +127,7 @@ def _kill_after(nodes: int, seconds: float, witness: Witness, weight: int) -> No
 
 @pytest.mark.parametrize('how', ['before', 'within', 'after'])
 def test_killed_at_each_call(tmp_path: Path, how: str):
-    """Killed before, in or after any single call into the operating system, a run loses and repeats nothing."""
+    """Killed before, in or after any call into the operating system, a run loses and repeats nothing."""
     at, died = 0, 1
     while died:
         witness = Witness(tmp_path / f'{at}.json', tmp_path / f'{at}.log')

@@ -1,7 +1,7 @@
 """Begins, goes on with or finishes a run: `program.py (ours|peer) (begin|step|finish|read) FILE LIMIT`.
 
-With `ours` by graphkeep, on either host; with `peer` by pydantic-graph 1.x's own classes, without graphkeep. LIMIT is a
-number in the state; `inf` is one that pydantic-graph 1.x cannot write.
+With `ours` by graphkeep, on either host; with `peer` by pydantic-graph 1.x's own classes, without graphkeep.
+LIMIT is a number in the state; `inf` is one that pydantic-graph 1.x cannot write.
 """
 
 from __future__ import annotations

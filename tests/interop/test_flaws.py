@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from json import JSONDecodeError
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, Literal, Never
 
 import anyio
 import pytest
@@ -70,7 +70,7 @@ if HAS_RUNNER:
 
 
 def both(*how: type[BaseException]) -> pytest.MarkDecorator:
-    """Run a test on our classes, which pass, and on pydantic-graph 1.x's, if there, which fail in this way."""
+    """Run a test on our classes, which pass, and on pydantic-graph 1.x's if there, which fail like this."""
     fails = pytest.mark.xfail(strict=True, raises=how, reason="pydantic-graph 1.x's own class has this flaw")
     params = [pytest.param(lib, id=name, marks=[fails] * (name == 'peer')) for name, lib in LIBRARIES.items()]
     return pytest.mark.parametrize('library', params)
@@ -253,9 +253,9 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(path.stat().st_size)
         return read_bytes(path)
 
-    def opening(path: Any, *args: Any) -> object:
+    def opening(path: str, how: Literal['rb']) -> object:
         sizes.append(os.stat(path).st_size)
-        return open(path, *args)
+        return open(path, how)
 
     def validating(adapter: TypeAdapter[Any], data: str | bytes, **options: Any) -> Any:
         sizes.append(len(data))

@@ -142,7 +142,7 @@ def test_very_many_attempts():
 
 
 def test_reached():
-    """The run got as far as a snapshot once its node was started, however that ended; a claim is not enough."""
+    """The run got as far as a snapshot once its node was started, however that ended."""
     for way in ([], [CLAIM], [CLAIM, RELEASE], [CLAIM, RECOVER]):
         assert not after(NODE, *way).reached
     for way in ([START], [START, SUCCEED], [START, FAIL], [START, RELEASE], [START, FAIL, RETRY]):

@@ -275,7 +275,7 @@ CASES = [
         _unfaithful,
         (ValueError,),
         {'run_id': _is_('r1'), 'node_id': _is_('Flip'), 'field': _is_('node.result')},
-        ("'Flip'", "'r1'", '`node.result`', 'True'),
+        ("'Flip'", "'r1'", '`node.result`', 'bool'),
     ),
     Case(
         'CorruptSnapshotError',

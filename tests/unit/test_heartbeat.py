@@ -15,14 +15,19 @@ from graphkeep.backend import LockBusy
 from graphkeep.heartbeat import Hold, Keeper
 
 
-def nothing() -> None:
+def nothing(*_: object) -> None:
     """Do nothing."""
 
 
-def raising(exc: Exception) -> Callable[[], None]:
+def renewed() -> bool:
+    """Say that the lease was renewed."""
+    return True
+
+
+def raising(exc: Exception) -> Callable[[], bool]:
     """Return a function that raises."""
 
-    def func() -> None:
+    def func() -> bool:
         raise exc
 
     return func
@@ -37,10 +42,10 @@ def test_next_renewal():
     """After a renewal the next one is due an interval later."""
     now = 100.0
     keeper = Keeper(lambda: now)
-    renewed: list[float] = []
-    hold = Hold(10, lambda: renewed.append(now), nothing)
+    times: list[float] = []
+    hold = Hold(10, lambda: not times.append(now), nothing)
     keeper.beat(hold)
-    assert (renewed, hold.due) == ([100.0], 110.0)
+    assert (times, hold.due) == ([100.0], 110.0)
 
 
 @pytest.mark.parametrize(
@@ -49,8 +54,8 @@ def test_next_renewal():
 def test_missed_renewal(exc: Exception):
     """If the storage is busy or refuses, the renewal is tried again soon and the run is not given up."""
     keeper = Keeper(lambda: 100.0)
-    lost: list[str] = []
-    hold = Hold(10, raising(exc), lambda: lost.append('lost'))
+    lost: list[OwnershipLostError] = []
+    hold = Hold(10, raising(exc), lost.append)
     cast('Any', keeper)._holds.add(hold)
     keeper.beat(hold)
     assert hold.due == 101.0
@@ -61,20 +66,32 @@ def test_missed_renewal(exc: Exception):
 def test_lost_once():
     """Who has lost the run is told so once, and it is renewed no more."""
     keeper = Keeper(lambda: 100.0)
-    lost: list[str] = []
-    hold = Hold(10, raising(OwnershipLostError('run', None)), lambda: lost.append('lost'))
+    lost: list[OwnershipLostError] = []
+    loss = OwnershipLostError('run', None)
+    hold = Hold(10, raising(loss), lost.append)
     cast('Any', keeper)._holds.add(hold)
     keeper.beat(hold)
     keeper.beat(hold)
-    assert lost == ['lost']
+    assert lost == [loss]
     assert not holding(keeper, hold)
 
 
 def test_dropped_before_lost():
     """What was dropped while its renewal was under way is not told that it is lost."""
     keeper = Keeper(lambda: 100.0)
-    lost: list[str] = []
-    keeper.beat(Hold(10, raising(OwnershipLostError('run', None)), lambda: lost.append('lost')))
+    lost: list[OwnershipLostError] = []
+    keeper.beat(Hold(10, raising(OwnershipLostError('run', None)), lost.append))
+    assert not lost
+
+
+def test_nobody_holds_it():
+    """What nobody holds any more is renewed no more, and nobody is told."""
+    keeper = Keeper(lambda: 100.0)
+    lost: list[OwnershipLostError] = []
+    hold = Hold(10, lambda: False, lost.append)
+    cast('Any', keeper)._holds.add(hold)
+    keeper.beat(hold)
+    assert not holding(keeper, hold)
     assert not lost
 
 
@@ -82,8 +99,8 @@ def test_thread_renews_until_dropped():
     """A thread renews what is held, again and again, sooner things first, until it is dropped."""
     keeper = Keeper()
     beats, slow = threading.Semaphore(0), threading.Event()
-    late = Hold(60, slow.set, nothing)
-    hold = Hold(0.01, beats.release, nothing)
+    late = Hold(60, lambda: not slow.set(), nothing)
+    hold = Hold(0.01, lambda: not beats.release(), nothing)
     keeper.hold(late)
     keeper.hold(hold)
     for _ in range(3):
@@ -98,9 +115,8 @@ def test_thread_ends_and_comes_back(monkeypatch: pytest.MonkeyPatch):
     """Without work the thread ends after a while, and a later hold has one again."""
     monkeypatch.setattr(heartbeat, '_IDLE', 0.01)
     keeper = Keeper()
-    for _ in range(2):
-        beaten = threading.Event()
-        hold = Hold(0.01, beaten.set, nothing)
+    for beaten in (threading.Event(), threading.Event()):
+        hold = Hold(0.01, lambda event=beaten: not event.set(), nothing)
         keeper.hold(hold)
         thread = cast('Any', keeper)._thread
         assert thread.daemon
@@ -115,14 +131,14 @@ def test_thread_ends_and_comes_back(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
 def test_fork(tmp_path: Path):
     """A forked child has a keeper of its own: the parent's thread is not there."""
-    hold = Hold(60, nothing, nothing)
+    hold = Hold(60, renewed, nothing)
     heartbeat.keeper.hold(hold)
     try:
         pid = os.fork()
         if pid == 0:
             beaten = threading.Event()
             fresh = not holding(heartbeat.keeper, hold)
-            heartbeat.keeper.hold(Hold(0.01, beaten.set, nothing))
+            heartbeat.keeper.hold(Hold(0.01, lambda: not beaten.set(), nothing))
             os._exit(0 if fresh and beaten.wait(5) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     finally:
