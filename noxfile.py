@@ -20,7 +20,7 @@ HOSTS = {
         'pydantic-ai-slim==1.0.0',
         'opentelemetry-api<1.39',
         'pydantic==2.11.0',
-        'anyio==4.11.0',
+        'anyio==4.7.0',
         'filelock==3.30.0',
     ],
     '1-newest': ['pydantic-graph>=1,<2', 'pydantic-ai-slim>=1,<2'],
@@ -108,7 +108,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Measure the cost of a step next to pydantic-graph 1.x's own persistence."""
-    session.install('-e', '.[bench]', *MAJORS['1'][:1])
+    session.install('-e', '.[bench]', *MAJORS['1'])
     session.run('python', 'tests/benchmarks/run.py', *session.posargs)
 
 

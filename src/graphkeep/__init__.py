@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ._host import BaseStatePersistence  # pyright: ignore
+from typing import TYPE_CHECKING
+
 from .commit import Attempt, Ownership, StepError, StepRecord
 from .errors import (
     CorruptSnapshotError,
@@ -33,6 +34,12 @@ from .snapshots import EndSnapshot, NodeSnapshot, Snapshot, SnapshotStatus, buil
 from .step import Step, current_step
 from .store import Store
 from .stored import StoredStatePersistence
+
+if TYPE_CHECKING:
+    # where the host has none a type checker would not know it; what a persistence is to it is the same
+    from .persistence import StatePersistence as BaseStatePersistence
+else:
+    from ._host import BaseStatePersistence
 
 __all__ = (
     'Attempt',

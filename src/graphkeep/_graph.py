@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, cast
+from typing import Any, Final, Generic, Literal, cast
 
 from anyio import CancelScope
 
 from ._event_loop import run_until_complete
 from ._graph_run import GraphRun, GraphRunResult, id_within
-from ._host import BaseNode, GraphSetupError, set_snapshot_id
+from ._host import BaseNode, GraphRuntimeError, GraphSetupError, set_snapshot_id
 from ._mermaid import DEFAULT_HIGHLIGHT_CSS, NodeIdent, StateDiagramDirection, mermaid_code
 from ._node_defs import (
     DepsT,
@@ -28,9 +28,7 @@ from ._node_defs import (
 )
 from ._spans import new_span, traceparent_of
 from .memory import SimpleStatePersistence
-
-if TYPE_CHECKING:
-    from .persistence import StatePersistence
+from .persistence import StatePersistence
 
 __all__ = ('Graph',)
 
@@ -210,7 +208,9 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
             self._infer_name(_skip_context_manager(inspect.currentframe()))
         persistence.set_graph_types(self)
         if (snapshot := await persistence.load_next()) is None:
-            raise await persistence.why_unresumable()
+            if isinstance(persistence, StatePersistence):
+                raise await persistence.why_unresumable()
+            raise GraphRuntimeError('Unable to restore snapshot from state persistence.')
         set_snapshot_id(snapshot.node, snapshot.id)
         try:
             with self._traced(span) as traceparent:
@@ -224,8 +224,9 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
                     snapshot_id=snapshot.id,
                 )
         finally:
-            with CancelScope(shield=True):
-                await persistence.release()  # of what was run nothing is left to give back
+            if isinstance(persistence, StatePersistence):
+                with CancelScope(shield=True):
+                    await persistence.release()  # of what was run nothing is left to give back
 
     async def initialize(
         self,

@@ -91,14 +91,14 @@ class GraphRun(Generic[StateT, DepsT, RunEndT]):
             node: The node to run, instead of `next_node`.
 
         Raises:
-            GraphRuntimeError: if the run has ended, the node is not in the graph, or what the node returned
-                is neither an `End` nor a node of the graph; this last is recorded as the node's error.
+            GraphRuntimeError: if there is no next node, the node is not in the graph, or what it returned is
+                neither an `End` nor a node of the graph; this last is recorded as the node's error.
             GraphNodeStatusError: if the node was run before, or is running elsewhere.
             TypeError: if `node` is not a node.
         """
-        if isinstance(self._next_node, End):
-            raise GraphRuntimeError(f'The run has ended with {self._next_node!r}: no node is next.')
         if node is None:
+            if isinstance(self._next_node, End):
+                raise GraphRuntimeError(f'The run has ended with {self._next_node!r}: no node is next.')
             node = self._next_node
         if not isinstance(node, BaseNode):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f'`next` must be called with a `BaseNode` instance, got {node!r}.')

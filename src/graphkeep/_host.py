@@ -7,6 +7,7 @@ so that `isinstance` and equality hold in users' code; what it lacks is in `snap
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -96,8 +97,45 @@ else:
     def current_node_types():
         return _node_types.get()
 
-    class BaseStatePersistence(Generic[StateT, RunEndT]):
-        """Stands where pydantic-graph 1.x has its interface; `StatePersistence` declares the members."""
+    class BaseStatePersistence(ABC, Generic[StateT, RunEndT]):
+        """The interface that pydantic-graph 1.x has: what `Graph` needs of anybody's persistence."""
+
+        @abstractmethod
+        async def snapshot_node(self, state, next_node):
+            """Store that `next_node` is to be run with this state."""
+
+        @abstractmethod
+        async def snapshot_node_if_new(self, snapshot_id, state, next_node):
+            """Store that `next_node` is to be run, unless there is a snapshot with this id."""
+
+        @abstractmethod
+        async def snapshot_end(self, state, end):
+            """Store the end of the run."""
+
+        @abstractmethod
+        def record_run(self, snapshot_id):
+            """Return an async context manager that records the run of a node."""
+
+        @abstractmethod
+        async def load_next(self):
+            """Hand out a snapshot that is `'created'` and set it to `'pending'`; `None` if there is none."""
+
+        @abstractmethod
+        async def load_all(self):
+            """Load every snapshot, in order."""
+
+        def set_graph_types(self, graph):
+            """Learn the types of the state and the result from a graph."""
+            if self.should_set_types():
+                with node_types(graph.get_nodes()):
+                    self.set_types(*graph.inferred_types)
+
+        def should_set_types(self):
+            """Whether `set_types` is still needed."""
+            return False
+
+        def set_types(self, state_type, run_end_type):
+            """Learn the types of the state and the result."""
 
     class GraphNodeStatusError(GraphRuntimeError):
         """Error caused by an attempt to run a node whose snapshot is not `'created'` or `'pending'`."""

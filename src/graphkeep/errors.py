@@ -10,9 +10,9 @@ GraphkeepError
 ├── RunOwnedError           (GraphRuntimeError)          another owner, which lives, has the run
 ├── OwnershipLostError      (GraphRuntimeError)          another owner took the run over
 ├── InvalidRunIdError       (ValueError)                 a run id that no store accepts
-├── UnsupportedTypeError    (TypeError)                  a state, node or result type that pydantic cannot
-handle ├── UnfaithfulSnapshotError (ValueError)                 a value that would not be loaded as it was
-given ├── CorruptSnapshotError    (ValueError)                 something stored that cannot be read
+├── UnsupportedTypeError    (TypeError)                  a type that pydantic cannot write or read
+├── UnfaithfulSnapshotError (ValueError)                 a value that would not be loaded as it was given
+├── CorruptSnapshotError    (ValueError)                 something stored that cannot be read
 ├── StorageError            (OSError)                    the storage refused a read or a write
 ├── LockTimeoutError        (TimeoutError)               somebody else held the storage for too long
 └── NoCurrentStepError      (LookupError)                `current_step()` was called outside of a node
@@ -157,7 +157,7 @@ class RunFailedError(_RunError):
         if status == 'success':
             message = (
                 f'Run {run_id!r} stopped after {snapshot_id!r} succeeded, before its next node was recorded. '
-                'graphkeep never leaves a run like this: whatever wrote it lost the next node. '
+                'Either the node returned no node and no End, or whatever wrote it lost the next one. '
                 'Start a new run from `await persistence.last_state()`.'
             )
         else:

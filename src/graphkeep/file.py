@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, Literal, NamedTuple
@@ -22,7 +22,7 @@ from .commit import UNOWNED, Commit, Receipt, Row, Tail
 from .errors import InvalidRunIdError, StorageError
 from .jsonrun import parse_body, parse_run, render
 from .snapshots import now_utc
-from .store import Store
+from .store import Store, check_run_id
 from .stored import LEASE, LOCK_TIMEOUT, StoredStatePersistence
 
 __all__ = ('Durability', 'FileStatePersistence', 'FileStore')
@@ -41,6 +41,11 @@ _MAX_NAME: Final = 240  # bytes, of the 255 that file systems allow, so that the
 _PROMPT: Final = (
     0.001  # seconds: what is quicker is not worth a switch of threads, which costs about a tenth of it
 )
+_LATER: Final = (
+    1_000,
+    1_000_000,
+    2_000_000_000,
+)  # nanoseconds: as finely as file systems tell time, or do not
 _BINARY: Final = getattr(os, 'O_BINARY', 0)
 _NOFOLLOW: Final = getattr(os, 'O_NOFOLLOW', 0)
 
@@ -56,9 +61,6 @@ class FileStatePersistence(StoredStatePersistence[StateT, RunEndT]):
     operating system's and goes with its process. A commit that took less than a millisecond the last time is
     made on the event loop's own thread, any other in a worker thread.
     """
-
-    json_file: Path
-    """Path to the JSON file."""
 
     def __init__(
         self,
@@ -87,10 +89,34 @@ class FileStatePersistence(StoredStatePersistence[StateT, RunEndT]):
         """
         if durability not in ('normal', 'full'):
             raise ValueError(f"durability must be 'normal' or 'full', got {durability!r}")
-        self.json_file = Path(json_file)
-        self.durability: Durability = durability
-        backend = _RunFile(self.json_file, run_id or self.json_file.stem, durability, clock)
+        path = Path(json_file)
+        backend = _RunFile(path, run_id or path.stem, durability, clock)
         super().__init__(backend, lease=lease, lock_timeout=lock_timeout, verify=verify)
+        self._json_file = path
+        self._durability: Durability = durability
+
+    @property
+    def json_file(self) -> Path:
+        """Path to the JSON file."""
+        return self._json_file
+
+    @property
+    def durability(self) -> Durability:
+        """What a commit survives."""
+        return self._durability
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # what a copy, here or in another process, is made of; it has nothing in hand
+        make = partial(
+            FileStatePersistence,
+            run_id=self.run_id,
+            durability=self.durability,
+            lease=self.lease,
+            lock_timeout=self.lock_timeout,
+            verify=self.verify,
+            clock=self._backend.clock,
+        )
+        return make, (self.json_file,)
 
     def __repr__(self) -> str:
         return f'FileStatePersistence(json_file={self.json_file!r})'
@@ -139,8 +165,12 @@ class FileStore(Store):
         self._open('check')  # the options are wrong here, not where the first run is asked for
 
     def path(self, run_id: str) -> Path:
-        """Return the file of a run: its id, percent-encoded where file systems differ, and `.json`."""
-        name = f'{quote(run_id, safe="")}.json'
+        """Return the file of a run: its id, percent-encoded but for letters, digits and `_.-~`, and `.json`.
+
+        Raises:
+            InvalidRunIdError: if it is no run id, or one with too long a file name.
+        """
+        name = f'{quote(check_run_id(run_id), safe="")}.json'
         if len(name) > _MAX_NAME:
             raise InvalidRunIdError(
                 run_id, f'its file name would have {len(name)} bytes, more than {_MAX_NAME}.'
@@ -198,8 +228,7 @@ class _RunFile(LoggedRun):
         directory, name = os.path.split(self._path)
         return os.path.join(directory, f'.{name}.{suffix}')
 
-    # ---------------------------------------------------------------------------------------------- the
-    # backend
+    # ------------------------------------------------------------------------------------------- the backend
 
     def commit(self, commit: Commit) -> Receipt:
         """Apply the commit whole, or raise and change nothing."""
@@ -226,8 +255,7 @@ class _RunFile(LoggedRun):
         """Return the body of the row at this position."""
         return self._content(index)[0]
 
-    # -------------------------------------------------------------------------------------------------- the
-    # text
+    # ---------------------------------------------------------------------------------------------- the text
 
     def _forget(self) -> None:
         self.log.load((), UNOWNED)
@@ -297,8 +325,7 @@ class _RunFile(LoggedRun):
             if row.record.kind == 'node':
                 self._contents[index] = (row.body, b'')
 
-    # -------------------------------------------------------------------------------------------------- the
-    # file
+    # ---------------------------------------------------------------------------------------------- the file
 
     def _refresh(self) -> None:
         """Read the file if it is not the one that is at hand."""
@@ -358,9 +385,11 @@ class _RunFile(LoggedRun):
         with memoryview(changed + b'\n]\n') as rest:
             _write_all(fd, rest, len(rest))
         stat = os.fstat(fd)
-        if self._version is not None and stat.st_mtime_ns <= self._version.modified:
+        for step in _LATER:
+            if self._version is None or stat.st_mtime_ns > self._version.modified:
+                break
             # the clock of the file system is coarser than two commits are apart; see _Version
-            later = self._version.modified + 1000
+            later = self._version.modified + step
             os.utime(fd, ns=(later, later))
             stat = os.fstat(fd)
         if self._durable:

@@ -5,6 +5,7 @@ A thread, so that a node that computes for a minute without awaiting does not lo
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -15,6 +16,8 @@ from .backend import LockBusy
 from .errors import GraphkeepError, OwnershipLostError
 
 __all__ = ('Hold', 'Keeper', 'keeper')
+
+_log = logging.getLogger('graphkeep')
 
 _IDLE = 5.0  # seconds after which a thread without work ends
 
@@ -28,7 +31,7 @@ class Hold:
     renew: Callable[[], bool | None]
     """Renews the lease; false if nobody holds the run any more. Called in the keeper's thread."""
     lost: Callable[[OwnershipLostError], None]
-    """Called once, in the keeper's thread, when the run turns out to be somebody else's."""
+    """Called once, in the keeper's thread, when the run turns out to be somebody else's; must not wait."""
     due: float = field(default=0.0, init=False)
     """When the next renewal is due, on the monotonic clock."""
 
@@ -93,6 +96,8 @@ class Keeper:
         except (LockBusy, GraphkeepError):
             # the storage is busy or refuses: the lease outlasts a missed renewal, so try again soon
             hold.due = self._clock() + hold.interval / 10
+        except Exception:
+            _log.exception('A lease could not be renewed')  # the thread goes on: it serves other runs too
 
 
 keeper = Keeper()

@@ -12,7 +12,7 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
-__all__ = ('in_thread', 'pause', 'redeliver')
+__all__ = ('caller', 'in_thread', 'pause', 'redeliver')
 
 T = TypeVar('T')
 
@@ -72,6 +72,15 @@ def redeliver(interrupted: BaseException | None) -> None:
     if task is not None and interrupted is not None:
         task.uncancel()
         task.cancel(*interrupted.args)
+
+
+def caller() -> Callable[[Callable[[], object]], object]:
+    """Return what has a function called in the running event loop, from any thread, without waiting."""
+    if _in_asyncio():
+        return asyncio.get_running_loop().call_soon_threadsafe
+    import trio  # the library that is running, so it is there
+
+    return trio.lowlevel.current_trio_token().run_sync_soon
 
 
 async def pause(seconds: float, *, stubborn: bool) -> BaseException | None:

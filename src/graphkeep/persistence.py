@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast
 
 from . import _host
 from ._host import (
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from .graph import Graph
 
 __all__ = ('StatePersistence',)
+
+_KEPT_TEXT: Final = 20_000
+"""How many characters of an exception's message and of its traceback are kept."""
 
 
 class StatePersistence(
@@ -365,7 +368,7 @@ class StatePersistence(
             row = self._row(snapshot)
         except Exception as exc:
             if held is not None:
-                await self._fail_held(held, exc)
+                await self._fail(held, exc)
             raise
         if held is None:
             _deliver(await self._commit(Commit(rows=(row,))))
@@ -387,7 +390,17 @@ class StatePersistence(
             raise
         _deliver(receipt)
 
-    async def _fail_held(self, held: Commit, exc: Exception) -> None:
+    async def fail_held(self, exc: Exception) -> None:
+        """Record a node that returned as failed, because `exc` kept its next from being recorded.
+
+        Does nothing if there is no such node. `snapshot_node` and `snapshot_end` do this themselves.
+        """
+        held = self._held
+        if held is not None and not held.rows and held.changes[0].transition is SUCCEED:
+            self._held = None
+            await self._fail(held, exc)
+
+    async def _fail(self, held: Commit, exc: Exception) -> None:
         change = held.changes[0]
         change.transition, change.error = FAIL, describe(exc)
         try:
@@ -487,7 +500,14 @@ def describe(exc: BaseException) -> StepError:
     """Return what is kept of an exception."""
     cls = type(exc)
     name = cls.__qualname__ if cls.__module__ == 'builtins' else f'{cls.__module__}.{cls.__qualname__}'
-    return StepError(name, str(exc), ''.join(traceback.format_exception(exc)))
+    try:
+        message = str(exc)
+    except Exception as other:
+        message = f'<it cannot be told: {type(other).__name__}>'
+    text = ''.join(traceback.format_exception(exc))
+    if len(text) > _KEPT_TEXT:
+        text = f'{text[: _KEPT_TEXT // 2]}\n...\n{text[-_KEPT_TEXT // 2 :]}'
+    return StepError(name, message if len(message) <= _KEPT_TEXT else f'{message[:_KEPT_TEXT]}...', text)
 
 
 def _undone(exc: StorageError | LockTimeoutError) -> bool:

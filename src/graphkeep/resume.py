@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
-from types import FrameType
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+)
+from types import FrameType, TracebackType
 from typing import Any, Literal
 
 import anyio
@@ -98,10 +103,11 @@ async def iter_or_resume(
     if infer_name:
         _name(graph, _caller(inspect.currentframe()))
     persistence.set_graph_types(graph)
+    await persistence.release()
     if start_node is not None:
         await persistence.snapshot_start(state, start_node)  # type: ignore[arg-type]
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(_release, persistence)
+        stack.push_async_exit(_Leaving(persistence))
         resuming = graph.iter_from_persistence(persistence, deps=deps, span=span, infer_name=False)
         try:
             run = await stack.enter_async_context(resuming)
@@ -127,9 +133,20 @@ async def _finished(
     )
 
 
-async def _release(persistence: StatePersistence[Any, Any]) -> None:
-    with anyio.CancelScope(shield=True):
-        await persistence.release()
+class _Leaving(AbstractAsyncContextManager[None]):
+    """Leaves nothing in hand when a run is left, whichever host's runner it was."""
+
+    def __init__(self, persistence: StatePersistence[Any, Any]):
+        self._persistence = persistence
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            if isinstance(exc, Exception):
+                # the 1.x host finds only after the node's end that what it returned is no node
+                await self._persistence.fail_held(exc)
+            await self._persistence.release()
 
 
 def _caller(frame: FrameType | None) -> FrameType | None:

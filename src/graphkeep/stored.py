@@ -11,8 +11,6 @@ from typing import Any, ParamSpec, TypeVar
 from weakref import WeakMethod
 
 import anyio
-import anyio.from_thread
-import anyio.lowlevel
 
 from . import _host, heartbeat
 from ._host import RunEndT, StateT
@@ -20,7 +18,7 @@ from .backend import LockBusy, RunBackend
 from .codec import Codec
 from .commit import Commit, Receipt, Row, Tail, Writer
 from .errors import LockTimeoutError, OwnershipLostError, RunOwnedError, StorageError
-from .offload import in_thread, pause, redeliver
+from .offload import caller, in_thread, pause, redeliver
 from .owner import new_owner
 from .persistence import Guard, StatePersistence
 from .snapshots import Snapshot
@@ -285,7 +283,7 @@ class _NodeGuard(Guard):
     def __init__(self, claims: _Claims):
         self._claims = claims
         self._scope = anyio.CancelScope()
-        self._loop = anyio.lowlevel.current_token()
+        self._call = caller()
 
     def __enter__(self) -> None:
         self._scope.__enter__()
@@ -301,4 +299,4 @@ class _NodeGuard(Guard):
     def cancel(self, exc: OwnershipLostError) -> None:
         self.lost = exc
         with suppress(RuntimeError):  # the event loop has ended, and the node with it
-            anyio.from_thread.run_sync(self._scope.cancel, token=self._loop)
+            self._call(self._scope.cancel)

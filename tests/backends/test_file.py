@@ -267,13 +267,13 @@ async def test_clock_tick(file: Path, monkeypatch: pytest.MonkeyPatch, later: in
 
 
 async def test_lock_and_fork(file: Path, monkeypatch: pytest.MonkeyPatch):
-    """A child that was forked while the lock was held, and so has its descriptor too, does not keep the lock."""
+    """A child that was forked while the lock was held has its descriptor too, and does not keep the lock."""
     locks: list[int] = []
     inherited: list[int] = []
 
     def forked(call: Call) -> Any:
         result = call()
-        if call.name == 'open' and os.fspath(call.args[0]).endswith('.lock'):
+        if call.name == 'open' and str(call.args[0]).endswith('.lock'):
             locks.append(result)
         elif call.name == 'replace':
             inherited.append(os.dup(locks[-1]))

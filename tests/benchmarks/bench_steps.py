@@ -1,7 +1,7 @@
 """What a step costs, on a linear graph; run by run.py, which makes the tables of docs/benchmarks.md of it.
 
-Each round is a whole run of the graph on a fresh persistence, whose types are set before: building type adapters is a
-cost of the graph, not of a step.
+Each round is a whole run of the graph on a fresh persistence, whose types are set before: building type
+adapters is a cost of the graph, not of a step.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,13 @@ import graphkeep
 from graphkeep import Graph
 from graphkeep._host import HAS_RUNNER
 
-if HAS_RUNNER:
-    from pydantic_graph.persistence import BaseStatePersistence
-    from pydantic_graph.persistence.file import FileStatePersistence as PeerFile
-    from pydantic_graph.persistence.in_mem import FullStatePersistence as PeerFull
-    from pydantic_graph.persistence.in_mem import SimpleStatePersistence as PeerSimple
-else:
-    BaseStatePersistence = graphkeep.StatePersistence
-    PeerFile = PeerFull = PeerSimple = None
+
+def peer(module: str, name: str) -> Any:
+    """Return pydantic-graph 1.x's own class, which only that host has."""
+    return getattr(import_module(f'pydantic_graph.persistence.{module}'), name)
+
+
+Base: Any = graphkeep.BaseStatePersistence
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Even(BaseNode[State, None, int]):
 graph = Graph(nodes=(Odd, Even), auto_instrument=False)
 
 
-class Nothing(BaseStatePersistence):  # type: ignore[misc,valid-type]
+class Nothing(Base):
     """Records nothing: what the runner itself costs."""
 
     async def snapshot_node(self, state: Any, next_node: Any) -> None:
@@ -80,7 +80,7 @@ class Nothing(BaseStatePersistence):  # type: ignore[misc,valid-type]
         """Record nothing."""
 
     @asynccontextmanager
-    async def record_run(self, snapshot_id: str) -> Any:
+    async def record_run(self, snapshot_id: str) -> AsyncGenerator[None]:
         """Record nothing."""
         yield
 
@@ -94,14 +94,10 @@ class Nothing(BaseStatePersistence):  # type: ignore[misc,valid-type]
     def set_graph_types(self, graph: Any) -> None:
         """Learn nothing."""
 
-    if not HAS_RUNNER:
-        # the base that is ours demands its storage, which is never used here
-        _commit = _tail = _rows = _freeze = _thaw = _thaw_state = None  # type: ignore[assignment]
-
 
 @dataclass
 class BareFile:
-    """The limit of a file: per step, two files of the size that a run has by then, each put in the place of the last."""
+    """The limit of a file: per step, two files as large as the run by then, each replacing the last."""
 
     path: Path
     full: bool
@@ -138,19 +134,19 @@ Make = Callable[[Path], Any]
 SUBJECTS: dict[str, dict[str, Make]] = {
     'Simple': {
         'graphkeep': lambda path: graphkeep.SimpleStatePersistence(),
-        'pydantic-graph 1.x': lambda path: PeerSimple(),
+        'pydantic-graph 1.x': lambda path: peer('in_mem', 'SimpleStatePersistence')(),
         'no persistence': lambda path: Nothing(),
     },
     'Full': {
         'graphkeep': lambda path: graphkeep.FullStatePersistence(),
-        'pydantic-graph 1.x': lambda path: PeerFull(),
+        'pydantic-graph 1.x': lambda path: peer('in_mem', 'FullStatePersistence')(),
         'no persistence': lambda path: Nothing(),
     },
     'File': {
         'graphkeep': lambda path: graphkeep.FileStatePersistence(path),
         'graphkeep, verify=False': lambda path: graphkeep.FileStatePersistence(path, verify=False),
         "graphkeep, durability='full'": lambda path: graphkeep.FileStatePersistence(path, durability='full'),
-        'pydantic-graph 1.x': lambda path: PeerFile(path),
+        'pydantic-graph 1.x': lambda path: peer('file', 'FileStatePersistence')(path),
         'bare files': lambda path: BareFile(path, full=False),
         'bare files, fsync': lambda path: BareFile(path, full=True),
     },

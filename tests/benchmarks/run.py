@@ -2,7 +2,8 @@
 
     python tests/benchmarks/run.py [--write] [-k EXPRESSION]
 
-Everything that is compared is measured in one run. Figures are the best of their rounds, in microseconds a step.
+Everything that is compared is measured in one run. Figures are the best of their rounds, in microseconds a
+step.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def tables(figures: list[dict[str, Any]]) -> str:
     for figure in figures:
         groups.setdefault(figure['group'], []).append(figure)
     for group, members in groups.items():
-        cost = {m['extra_info']['subject']: m['stats']['min'] / m['extra_info']['steps'] * 1e6 for m in members}
+        cost = {
+            m['extra_info']['subject']: m['stats']['min'] / m['extra_info']['steps'] * 1e6 for m in members
+        }
         peer = cost.get(PEER)
         lines += [f'**{group}**', '', '| | µs a step |' + (f' {PEER} / this |' if peer else '')]
         lines += ['|---|---:|' + ('---:|' if peer else '')]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +36,13 @@ async def _take_over(file: Path, hours: float) -> str:
     )
     result = await run_or_resume(hang_graph, persistence=persistence)
     return result.output
+
+
+def _wait_until(seen: Callable[[], bool]) -> None:
+    """Look again and again for what a child does; fail rather than wait for ever."""
+    patience = time.monotonic() + 30
+    while not seen():
+        assert time.monotonic() < patience, 'the child did not do it'
 
 
 async def _recover(file: Path, hours: float) -> int:
@@ -78,9 +87,7 @@ def test_lives_on(tmp_path: Path):
     with child(hang_in_node, file, 0.3) as (process, near):
         assert heard(near) == 'in the node'
         (first,) = read(file)
-        while (now := read(file)[0]['graphkeep']['expires']) == first['graphkeep']['expires']:
-            pass  # until it is renewed
-        assert now > first['graphkeep']['expires']
+        _wait_until(lambda: read(file)[0]['graphkeep']['expires'] > first['graphkeep']['expires'])
         before = read(file)[0]
         for intrude in (_take_over, _recover):
             with pytest.raises(RunOwnedError, match=f'process {process.pid}'):
@@ -97,8 +104,7 @@ def test_killed_in_the_lock(tmp_path: Path, new: bool):
     if not new:
         with child(finish, file, log, 0) as (process, near):
             assert heard(near) == 'begins'
-            while not file.exists():
-                pass
+            _wait_until(file.exists)
             process.kill()
             process.join()
     with child(hang_in_lock, file, log) as (process, near):

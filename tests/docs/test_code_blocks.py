@@ -73,18 +73,17 @@ sys.modules['page'] = module  # so that annotations are resolved there
 module.__dict__['__name__'] = 'page'
 
 
-async def main():
+with asyncio.Runner() as runner:
     for line, name in zip(rest[::2], rest[1::2]):
         source = Path(name).read_text(encoding='utf-8')
         padded = '\\n' * (int(line) - 1) + source
         linecache.cache[page] = len(padded), None, padded.splitlines(True), page
         code = compile(padded, page, 'exec', flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-        result = eval(code, module.__dict__)
-        if inspect.iscoroutine(result):
-            await result
-
-
-asyncio.run(main())
+        # a block that awaits runs in the loop of the page, as in a notebook; any other as a script does
+        if code.co_flags & inspect.CO_COROUTINE:
+            runner.run(eval(code, module.__dict__))
+        else:
+            exec(code, module.__dict__)
 """
 
 
