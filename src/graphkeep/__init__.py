@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .asjson import AsJson
 from .commit import Attempt, Ownership, StepError, StepRecord
 from .errors import (
     CorruptSnapshotError,
@@ -42,6 +43,7 @@ else:
     from ._host import BaseStatePersistence
 
 __all__ = (
+    'AsJson',
     'Attempt',
     'BaseStatePersistence',
     'CorruptSnapshotError',

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import (
     Annotated,
     Any,
@@ -33,12 +33,20 @@ from pydantic_core import from_json, to_json
 from ._host import BaseNode, End, RunEndT, StateT, set_snapshot_id
 from .commit import StepRecord
 from .errors import CorruptSnapshotError, UnfaithfulSnapshotError, UnsupportedTypeError
-from .faithful import CONFIG_PLACE, INF_NAN_HINT, Part, difference, parts_of, shown
+from .faithful import (
+    CONFIG_PLACE,
+    INF_NAN_HINT,
+    Difference,
+    comparer_of,
+    difference,
+)
+from .parts import Part, parts_of, shown
 from .snapshots import EndSnapshot, NodeSnapshot
 
 __all__ = ('Body', 'Codec')
 
 _NodeType = type[BaseNode[Any, Any, Any]]
+_Compare = Callable[[Any, Any], Difference | None]
 
 
 class Body(NamedTuple):
@@ -68,9 +76,10 @@ class Codec(Generic[StateT, RunEndT]):
         self.state_type = state_type
         self.run_end_type = run_end_type
         result_type = _result_type(self.nodes, run_end_type)
-        self._state = _Shape('state type', state_type, state_type)
+        self._state = _Shape('state type', state_type, state_type, comparer_of(state_type))
         # `End[...]` may return an alias made before for an equal type, see `of`
-        self._result = _Shape('result type', result_type, types.GenericAlias(End, (result_type,)))
+        ends = types.GenericAlias(End, (result_type,))
+        self._result = _Shape('result type', result_type, ends, _of_ends(comparer_of(result_type)))
         shapes = [_NodeShape(node) for node in self.nodes]
         self._by_id = {shape.node_id: shape for shape in shapes}
         self._by_class = {shape.node_class: shape for shape in shapes}
@@ -223,7 +232,8 @@ class _Shape:
     classes without a config inherit that of the list, so infinity and NaN are carried where pydantic permits.
     """
 
-    def __init__(self, role: str, type_: Any, written_as: Any):
+    def __init__(self, role: str, type_: Any, written_as: Any, compare: _Compare):
+        self._compare = compare
         config = pydantic.ConfigDict(ser_json_inf_nan='constants')
         try:
             listed: Any = list[written_as]
@@ -234,7 +244,8 @@ class _Shape:
             raise UnsupportedTypeError(role, type_, _unsupported(exc)) from exc
         # as the host calls it: what the serializer below makes of aliases by default varies with its version
         self._dump_json = adapter.dump_json
-        self._validate_json = adapter.validator.validate_json
+        # an alias is for the outside: pydantic writes a field by its name unless told otherwise
+        self._validate_json = partial(adapter.validator.validate_json, by_name=True, by_alias=True)
 
     def write(self, root: str, value: Any, verify: bool) -> bytes:
         """Return the value as JSON; `root` is what it is called in a refusal."""
@@ -244,8 +255,13 @@ class _Shape:
             part = self._culprit(value)
             raise _Refusal(root + part.path, _unwritable(part.value, exc)) from exc
         text = self._finish(root, text)
-        if verify:
+        if not verify:
+            return text
+        try:
             self._verify(root, value, text)
+        except _Refusal:
+            if (text := self._round_trip(root, value)) is None:
+                raise
         return text
 
     def read(self, text: bytes) -> Any:
@@ -258,9 +274,22 @@ class _Shape:
     def _finish(self, root: str, text: bytes) -> bytes:
         return text
 
+    def _round_trip(self, root: str, value: Any) -> bytes | None:
+        """Return the value without computed fields, and with JSON in it as text, if that carries it.
+
+        Not written at first: some types are loaded from their computed fields, and pydantic-graph 1.x writes
+        them, so its files and ours are the same where they can be.
+        """
+        try:
+            text = self._finish(root, self._dump_json([value], round_trip=True, warnings=False)[1:-1])
+            self._verify(root, value, text)
+        except Exception:  # the first refusal stands
+            return None
+        return text
+
     def _verify(self, root: str, value: Any, text: bytes) -> None:
         try:
-            found = difference(value, self.read(text))
+            found = self._compare(value, self.read(text))
         except pydantic.ValidationError as exc:
             part = _part_at(value, _errors(exc)[0]['loc'][1:])
             raise _Refusal(root + part.path, _unloadable(root, part.value, exc)) from exc
@@ -306,7 +335,7 @@ class _NodeShape(_Shape):
     """Writes and reads the nodes of one type; what is written has the node's id beside its fields."""
 
     def __init__(self, node: _NodeType):
-        super().__init__('node', node, node)
+        super().__init__('node', node, node, difference)
         self.node_id = node.get_node_id()
         self.node_class: type = get_origin(node) or node
         self._tail = b'"node_id":%b}' % to_json(self.node_id)
@@ -321,6 +350,18 @@ class _NodeShape(_Shape):
                 'name: rename the field or its alias',
             )
         return text[:-1] + (b',' if len(text) > 2 else b'') + self._tail
+
+
+def _of_ends(compare: _Compare) -> _Compare:
+    """Compare ends by what they hold."""
+
+    def compare_ends(given: Any, loaded: Any) -> Difference | None:
+        if type(given) is not type(loaded):
+            return difference(given, loaded)
+        found = compare(given.data, loaded.data)
+        return found and found._replace(path=f'.data{found.path}')
+
+    return compare_ends
 
 
 _MAX_DEPTH: Final = 20  # how deep a culprit is looked for; a longer path helps nobody
@@ -358,10 +399,7 @@ def _unloadable(root: str, value: Any, exc: pydantic.ValidationError) -> str:
     elif root == 'node' and error['loc'][-1:] == ('node_id',):
         hint = 'let the config of this node ignore extra keys, because its id is stored beside its fields'
     elif error['type'].startswith('missing'):
-        hint = (
-            'give what is not stored (excluded fields, `InitVar`) a default; '
-            'for an alias, set `serialize_by_alias=True` or `validate_by_name=True` in the config of its type'
-        )
+        hint = 'give what is not stored (excluded fields, `InitVar`) a default'
     else:
         hint = 'give it a value of the type that is declared for it, or declare the type of the value'
     return f'is {shown(value)}, and what is written for it cannot be loaded ({_reason(exc, root)}): {hint}'

@@ -6,6 +6,7 @@ this module, so that every backend decides alike: `admit` for ownership, `StepRe
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -32,6 +33,8 @@ __all__ = (
     'admit',
 )
 
+KEPT_TEXT = 20_000
+"""How many characters of an exception's message, and of its traceback, are kept."""
 KEPT_ATTEMPTS = 20
 """How many ended attempts of one snapshot are kept; older ones are counted, not described."""
 
@@ -46,6 +49,24 @@ class StepError:
     """What `str` said of the exception."""
     traceback: str
     """The formatted traceback."""
+
+    @classmethod
+    def of(cls, exc: BaseException) -> StepError:
+        """Return what is kept of an exception; of texts of more than 20,000 characters only a part is."""
+        kind = type(exc)
+        name = (
+            kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}'
+        )
+        try:
+            message = str(exc)
+        except Exception as other:
+            message = f'<it cannot be told: {type(other).__name__}>'
+        return cls(name, _shortened(message), _shortened(''.join(traceback.format_exception(exc))))
+
+
+def _shortened(text: str) -> str:
+    half = KEPT_TEXT // 2
+    return text if len(text) <= KEPT_TEXT else f'{text[:half]}\n...\n{text[-half:]}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +178,11 @@ class Row:
 
 @dataclass(slots=True)
 class StatusChange:
-    """One change of status within a commit; it means the newest snapshot with this id."""
+    """One change of status within a commit; it means the newest snapshot with this id.
+
+    Plain data, like `Row`, `Commit` and `Receipt`. None of them is changed once made; they are not frozen
+    because that would double what it costs to make them, and every step makes several.
+    """
 
     snapshot_id: str
     transition: Transition

@@ -187,9 +187,12 @@ class RunOwnedError(_RunError):
             )
         else:
             lease = f' until {until:%Y-%m-%d %H:%M:%S} UTC or longer' if until else ''
-            message = (
-                f'Run {run_id!r} is owned by {owner}{lease}: wait for it, or stop that process and try again.'
-            )
+            advice = 'wait for it, or stop that process and try again'
+            if owner.is_here:
+                advice = (
+                    'that is this process, so let it go on there or call `await persistence.release()` there'
+                )
+            message = f'Run {run_id!r} is owned by {owner}{lease}: {advice}.'
         super().__init__(run_id, message)
 
 

@@ -6,7 +6,8 @@ that their author excluded, pydantic's private attributes, cached properties, an
 underscore that are no fields.
 
 One class may become another: an `int` in a field declared `float` may be loaded as the equal `float`, which
-is what type checkers permit and what `total: float = 0` means.
+is what type checkers permit and what `total: float = 0` means. Within what is marked `AsJson` any class may,
+as long as the data is the same.
 """
 
 from __future__ import annotations
@@ -14,20 +15,37 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import reprlib
 import types
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
+from contextvars import ContextVar
 from datetime import datetime, time
 from decimal import Decimal
 from enum import Enum
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, cast, get_type_hints
+from typing import Any, Final, NamedTuple, cast
 
 import pydantic
-from pydantic.fields import FieldInfo
 
-__all__ = ('CONFIG_PLACE', 'INF_NAN_HINT', 'Difference', 'Part', 'difference', 'parts_of', 'shown')
+from .asjson import is_marked, same_data
+from .declared import (
+    cached_properties,
+    computed_for,
+    dataclass_fields,
+    excluded_fields,
+    hints_of,
+    is_installed,
+    typed_dicts_in,
+)
+from .parts import shown
+
+__all__ = (
+    'CONFIG_PLACE',
+    'INF_NAN_HINT',
+    'Difference',
+    'comparer_of',
+    'difference',
+)
 
 CONFIG_PLACE: Final = (
     'the config of the type that holds it (`model_config` of a model, `config=` of a pydantic dataclass, '
@@ -46,17 +64,8 @@ class Difference(NamedTuple):
     """From the value to the place, to be put behind its name: `.items[3].price`; empty for itself."""
     problem: str
     """What was found and what to do, to be put behind the place."""
-
-
-class Part(NamedTuple):
-    """A value within another one."""
-
-    key: Any
-    """The field name, key or index, as pydantic's `include` takes it."""
-    path: str
-    """From the outer value to this one."""
-    value: Any
-    """The value."""
+    elsewhere: str = ''
+    """The problem, if the innermost field around it is an installed package's; empty if that is no matter."""
 
 
 _Compare = Callable[[Any, Any], Difference | None]
@@ -80,40 +89,36 @@ def difference(given: object, loaded: object) -> Difference | None:
     return _comparer(cls)(given, loaded)
 
 
-def parts_of(value: object) -> Iterator[Part]:
-    """Yield the fields, items or entries of a value, one level deep; nothing for any other value."""
-    if isinstance(value, pydantic.BaseModel):
-        for name, part in value:
-            yield Part(name, f'.{name}', part)
-    elif fields := _dataclass_fields(type(value)):
-        for field in fields:
-            yield Part(field.name, f'.{field.name}', getattr(value, field.name, None))
-    elif isinstance(value, Mapping):
-        for key, part in cast('Mapping[Any, Any]', value).items():
-            yield Part(key, f'[{shown(key)}]', part)
-    elif isinstance(value, list | tuple):
-        for index, part in enumerate(cast('Sequence[Any]', value)):
-            yield Part(index, f'[{index}]', part)
-
-
-def shown(value: Any) -> str:
-    """Return a short `repr`, fit for a message."""
-    try:
-        return _short.repr(value)
-    except Exception:  # a `__repr__` of the user's, or an int with too many digits
-        return f'<{type(value).__qualname__}>'
+def comparer_of(hint: Any) -> Callable[[Any, Any], Difference | None]:
+    """Return `difference`, or what takes its place for the values of an annotation with `AsJson` in it."""
+    if is_marked(hint):
+        return _as_data
+    # the class of a value tells all of its annotations, but a TypedDict's values are mere dicts
+    keyed = list(typed_dicts_in(hint))
+    return _keyed(keyed[0]) if len(keyed) == 1 else difference
 
 
 def _typed(value: Any) -> str:
     return f'{shown(value)} ({type(value).__name__})'
 
 
-_short: Final = reprlib.Repr()
-_short.maxstring = _short.maxother = 60
-
-
 def _below(path: str, found: Difference) -> Difference:
-    return Difference(path + found.path, found.problem)
+    return found._replace(path=path + found.path)
+
+
+_data_suffices: Final = ContextVar('_data_suffices', default=False)  # within what is marked `AsJson`
+
+
+def _as_data(given: object, loaded: object) -> Difference | None:
+    token = _data_suffices.set(True)
+    try:
+        return difference(given, loaded)
+    finally:
+        _data_suffices.reset(token)
+
+
+def _excused(given: object, loaded: object) -> bool:
+    return _data_suffices.get() and same_data(given, loaded)
 
 
 # -- what is said
@@ -121,7 +126,7 @@ def _below(path: str, found: Difference) -> Difference:
 
 def _other_class(given: object, loaded: object) -> Difference | None:
     ours, theirs = type(given), type(loaded)
-    if ours is int and theirs is float and given == loaded:
+    if (ours is int and theirs is float and given == loaded) or _excused(given, loaded):
         return None
     if isinstance(given, float) and not math.isfinite(given) and loaded is None:
         return Difference('', f'is {given}, and would be loaded as None: {INF_NAN_HINT}')
@@ -129,14 +134,24 @@ def _other_class(given: object, loaded: object) -> Difference | None:
     if name == other:
         name, other = _full_name(ours), _full_name(theirs)
     problem = f'is of type {name}, and would be loaded as {other}'
+    hint = f'annotate the field with {name}, or store a value of that other type'
     if issubclass(ours, theirs) and theirs.__module__ != 'builtins':
+        problem = f'{problem}, without what the subclass adds'
         hint = f'annotate the field with {name}, or with a union of the classes that it may hold'
-        return Difference('', f'{problem}, without what the subclass adds: {hint}')
-    if issubclass(theirs, ours):
-        return Difference(
-            '', f'{problem}, because the field turns it into that: store it as {other} yourself'
-        )
-    return Difference('', f'{problem}: annotate the field with {name}, or store a value of that other type')
+    elif issubclass(theirs, ours):
+        problem = f'{problem}, because the field turns it into that'
+        hint = f'store it as {other} yourself'
+    return _changed(given, loaded, problem, hint)
+
+
+def _changed(given: object, loaded: object, problem: str, hint: str) -> Difference:
+    """Tell a change of type, and of the escape from it if that would help."""
+    elsewhere = f'{problem}: store what would be loaded'
+    if same_data(given, loaded):
+        mark = '`Annotated[..., AsJson]`, if its data is all that has to be kept'
+        hint = f'{hint}, or mark the field with {mark}'
+        elsewhere = f'{elsewhere}, or mark the field of your own that holds all this with {mark}'
+    return Difference('', f'{problem}: {hint}', elsewhere)
 
 
 def _full_name(cls: type) -> str:
@@ -221,8 +236,9 @@ def _sequence(given: Sequence[Any], loaded: Sequence[Any]) -> Difference | None:
 def _tuple(given: tuple[Any, ...], loaded: tuple[Any, ...]) -> Difference | None:
     if (names := getattr(given, '_fields', None)) is None:
         return _sequence(given, loaded)
+    compare = _by_field(type(given))
     for name, a, b in zip(names, given, loaded, strict=True):
-        if found := difference(a, b):
+        if found := compare.get(name, difference)(a, b):
             return _below(f'.{name}', found)
     return None
 
@@ -255,7 +271,10 @@ def _entries(given: dict[Any, Any], loaded: dict[Any, Any]) -> Difference | None
     keys = _Pool(loaded)
     for key, value in given.items():
         if (other := keys.take(key)) is None:
-            return Difference('', f'has the key {_typed(key)}, and would be loaded {keys.left()}')
+            problem = f'has the key {_typed(key)}, and would be loaded {keys.left()}'
+            return (
+                None if _excused(given, loaded) else _changed(given, loaded, problem, _DECLARE_WHAT_IT_HOLDS)
+            )
         if found := difference(value, loaded[other.value]):
             return _below(f'[{shown(key)}]', found)
     return _other_size(given, loaded) if len(loaded) != len(given) else None
@@ -277,8 +296,14 @@ def _set(given: Set[Any], loaded: Set[Any]) -> Difference | None:
     pool = _Pool(loaded)
     for item in given:
         if pool.take(item) is None:
-            return Difference('', f'holds {_typed(item)}, and would be loaded {pool.left()}')
+            problem = f'holds {_typed(item)}, and would be loaded {pool.left()}'
+            return (
+                None if _excused(given, loaded) else _changed(given, loaded, problem, _DECLARE_WHAT_IT_HOLDS)
+            )
     return None
+
+
+_DECLARE_WHAT_IT_HOLDS: Final = 'annotate what it holds with the type that is stored in it'
 
 
 class _Taken(NamedTuple):
@@ -297,13 +322,12 @@ class _Pool:
             return _Taken(self._loaded.pop(given))
         # equal under our rules but not to Python: NaN, instances of classes without `__eq__`
         for item in self._loaded:
-            if not difference(given, item):
+            if type(given) is type(item) and not difference(given, item):
                 return _Taken(self._loaded.pop(item))
         return None
 
     def left(self) -> str:
-        found = next((f'with {_typed(item)} instead' for item in self._loaded), 'without it')
-        return f'{found}: annotate what it holds with the type that is stored in it'
+        return next((f'with {_typed(item)} instead' for item in self._loaded), 'without it')
 
 
 def _secret(given: Any, loaded: Any) -> Difference | None:
@@ -336,12 +360,14 @@ class _Fields:
     """Compares the instances of one dataclass, field by field."""
 
     def __init__(self, cls: type[Any], names: Sequence[str]):
-        excluded = _excluded(cls)
-        self._names = tuple(name for name in names if name not in excluded)
+        excluded = excluded_fields(cls)
+        self._names = (*(name for name in names if name not in excluded), *computed_for(cls))
         self._get = _getter(self._names)
-        self._not_init = frozenset(f.name for f in _dataclass_fields(cls) if not f.init)
+        self._compare = _by_field(cls)
+        self._installed = is_installed(cls)
+        self._not_init = frozenset(f.name for f in dataclass_fields(cls) if not f.init)
         # the rest of an instance's `__dict__` that is not compared, besides names with a leading underscore
-        self._known = frozenset(names) | _derived(cls)
+        self._known = frozenset(names) | cached_properties(cls)
         self._has_dict = _has_dict(cls)
 
     def __call__(self, given: Any, loaded: Any) -> Difference | None:
@@ -349,11 +375,15 @@ class _Fields:
         for name, a, b in zip(self._names, ours, theirs):  # noqa: B905 - of one length, and `strict` costs a tenth
             if type(a) is type(b) and type(a) in _QUICK and a == b and (a or type(a) is not float):
                 continue
-            if found := difference(a, b):
-                return _below(f'.{name}', found) if name not in self._not_init else _not_init(name, a, b)
+            if found := self._compare.get(name, difference)(a, b):
+                return self._within(name, found) if name not in self._not_init else _not_init(name, a, b)
         if self._has_dict and not self._known.issuperset(given.__dict__):
             return self._undeclared(given.__dict__, loaded.__dict__)
         return None
+
+    def _within(self, name: str, found: Difference) -> Difference:
+        problem = found.elsewhere if self._installed and found.elsewhere else found.problem
+        return Difference(f'.{name}{found.path}', problem)
 
     def _undeclared(self, given: dict[str, Any], loaded: dict[str, Any]) -> Difference | None:
         for name, value in given.items():
@@ -376,10 +406,6 @@ def _getter(names: Sequence[str]) -> Callable[[Any], Iterable[Any]]:
     return lambda value: [getattr(value, name) for name in names]
 
 
-def _dataclass_fields(cls: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
-
-
 def _not_init(name: str, given: Any, loaded: Any) -> Difference:
     return Difference(
         f'.{name}',
@@ -397,6 +423,42 @@ class _Model(_Fields):
         return difference(given.__pydantic_extra__, loaded.__pydantic_extra__)
 
 
+class _Keys:
+    """Compares the dicts of one `TypedDict`."""
+
+    def __init__(self, cls: type[Any]):
+        self._class = cls
+
+    @functools.cached_property  # only when there is such a dict, for a TypedDict may hold itself
+    def _compare(self) -> dict[str, _Compare]:
+        return _by_field(self._class)
+
+    def __call__(self, given: Any, loaded: Any) -> Difference | None:
+        if not type(given) is type(loaded) is dict:
+            return difference(given, loaded)
+        ours, theirs = cast('dict[Any, Any]', given), cast('dict[Any, Any]', loaded)
+        apart = [name for name in self._compare if name in ours and name in theirs]
+        for name in apart:
+            if found := self._compare[name](ours[name], theirs[name]):
+                return _below(f'[{shown(name)}]', found)
+        if apart:
+            ours = {key: value for key, value in ours.items() if key not in apart}
+            theirs = {key: value for key, value in theirs.items() if key not in apart}
+        return difference(ours, theirs)
+
+
+@functools.lru_cache(maxsize=1024)
+def _keyed(cls: type[Any]) -> _Keys:
+    return _Keys(cls)
+
+
+@functools.lru_cache(maxsize=1024)
+def _by_field(cls: type[Any]) -> dict[str, _Compare]:
+    """Return how the fields of a class are compared that are not compared by `difference` itself."""
+    found = ((name, comparer_of(hint)) for name, hint in hints_of(cls).items())
+    return {name: compare for name, compare in found if compare is not difference}
+
+
 class _Attributes:
     """Compares the instances of one class that has no `__eq__`, attribute by attribute.
 
@@ -410,7 +472,8 @@ class _Attributes:
             for name, value in vars(base).items()
             if isinstance(value, types.MemberDescriptorType)
         )
-        self._derived = _derived(cls)
+        # `Counter[str]()` leaves behind in the instance what was in the brackets
+        self._ignored = cached_properties(cls) | {'__orig_class__'}
 
     def __call__(self, given: Any, loaded: Any) -> Difference | None:
         ours, theirs = self._of(given), self._of(loaded)
@@ -424,33 +487,8 @@ class _Attributes:
     def _of(self, value: Any) -> dict[str, Any]:
         found = {name: getattr(value, name) for name in self._slots if hasattr(value, name)}
         found.update(getattr(value, '__dict__', {}))
-        return {name: part for name, part in found.items() if name not in self._derived}
+        return {name: part for name, part in found.items() if name not in self._ignored}
 
 
 def _has_dict(cls: type) -> bool:
     return cls.__dictoffset__ != 0
-
-
-def _derived(cls: type) -> frozenset[str]:
-    """The cached properties of a class: computed anew from what is stored."""
-    return frozenset(
-        name
-        for base in cls.__mro__
-        for name, value in vars(base).items()
-        if isinstance(value, functools.cached_property)
-    )
-
-
-def _excluded(cls: type[Any]) -> set[str]:
-    """The fields of a dataclass or model that its author excluded from what is written."""
-    declared: dict[str, FieldInfo] = dict(getattr(cls, '__pydantic_fields__', {}))
-    declared.update((f.name, f.default) for f in _dataclass_fields(cls) if isinstance(f.default, FieldInfo))
-    found = {name for name, field in declared.items() if field.exclude}
-    try:
-        hints = get_type_hints(cls, include_extras=True)
-    except Exception:  # what only pydantic resolves: an exclusion there is refused, so nothing is lost
-        return found
-    for name, hint in hints.items():
-        if any(isinstance(meta, FieldInfo) and meta.exclude for meta in getattr(hint, '__metadata__', ())):
-            found.add(name)
-    return found

@@ -107,6 +107,8 @@ class FileStatePersistence(StoredStatePersistence[StateT, RunEndT]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # what a copy, here or in another process, is made of; it has nothing in hand
+        if self.__class__ is not FileStatePersistence:
+            raise TypeError('a subclass of FileStatePersistence has to say what a copy of it is made of')
         make = partial(
             FileStatePersistence,
             run_id=self.run_id,

@@ -52,10 +52,18 @@ class Keeper:
         with self._changed:
             self._holds.add(hold)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name='graphkeep-heartbeat', daemon=True)
-                self._thread.start()
+                self._start()
             elif hold.due < self._wakes:
                 self._changed.notify()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name='graphkeep-heartbeat', daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # too many threads: the lease may run out, and the next hold tries again
+            _log.exception('No thread could be started to renew leases')
+        else:
+            self._thread = thread
 
     def drop(self, hold: Hold) -> None:
         """Renew this one no more; harmless if it is not held."""

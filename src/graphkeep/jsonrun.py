@@ -27,7 +27,8 @@ _KNOWN: Final = frozenset(
 _OWNER_FIELDS: Final = tuple(field.name for field in fields(Owner))
 _STATUSES: Final = frozenset(get_args(SnapshotStatus))
 _WHITESPACE: Final = re.compile(r'[ \t\n\r]*')
-_DECODER: Final = json.JSONDecoder()
+# integers as floats: ours are small, and those of the states, however long, are not looked at
+_DECODER: Final = json.JSONDecoder(parse_int=float)
 _ENCODER: Final = json.JSONEncoder(
     separators=(',', ':')
 )  # ASCII, so that any text of an error can be written
@@ -288,7 +289,17 @@ def _read_ownership(ours: Mapping[str, Any]) -> Ownership:
     if 'fence' not in ours:
         return UNOWNED
     held_by = ours.get('held_by')
-    return Ownership(int(ours['fence']), Owner(**held_by) if held_by else None, _moment(ours.get('expires')))
+    return Ownership(
+        int(ours['fence']), _read_owner(held_by) if held_by else None, _moment(ours.get('expires'))
+    )
+
+
+def _read_owner(values: Mapping[str, Any]) -> Owner:
+    pid = int(values['pid'])
+    texts = [values['id'], values['host'], values['domain'], values['started']]
+    if not 0 < pid < 2**31 or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f'owner {values!r}')
+    return Owner(texts[0], texts[1], pid, texts[2], texts[3])
 
 
 def _moment(value: str | None) -> datetime | None:

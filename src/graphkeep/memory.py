@@ -219,8 +219,12 @@ class FullStatePersistence(_Live[StateT, RunEndT]):
         """Learn the types that `dump_json` and `load_json` need; anything may be kept in memory."""
         self._types = (_host.current_node_types() or (), state_type, run_end_type)
 
-    def dump_json(self, *, indent: int | None = None) -> bytes:
+    def dump_json(self, *, indent: int | None = None, verify: bool = True) -> bytes:
         """Return the history as JSON, in pydantic-graph 1.x's format.
+
+        Args:
+            indent: How many spaces to indent by; by default everything is on one line.
+            verify: Whether to check that each snapshot would be loaded as it is.
 
         Raises:
             UnfaithfulSnapshotError: if a snapshot would not be loaded as it is.
@@ -229,7 +233,7 @@ class FullStatePersistence(_Live[StateT, RunEndT]):
         codec = self._codec()
         return dump_run(
             [
-                Row(self._record(s, seq), codec.encode(s, run_id=self.run_id))
+                Row(self._record(s, seq), codec.encode(s, run_id=self.run_id, verify=verify))
                 for seq, s in enumerate(self.history, start=1)
             ],
             indent=indent,

@@ -34,6 +34,11 @@ class Owner:
     started: str = ''
     """When the process started, in the platform's own terms; empty where that is not known."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a holder in this process."""
+        return self.id in _here
+
     def __str__(self) -> str:
         return f'process {self.pid} on {self.host}'
 
@@ -44,7 +49,7 @@ _here: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
 def new_owner(holder: object) -> Owner:
     """Make an owner in this process; it is gone when `holder` is, at the latest with the process."""
     pid = os.getpid()
-    owner = Owner(uuid4().hex, socket.gethostname(), pid, _domain(), _started(pid))
+    owner = Owner(uuid4().hex, socket.gethostname(), pid, _domain(), _started(pid) or '')
     _here[owner.id] = holder
     return owner
 
@@ -53,9 +58,18 @@ def is_gone(owner: Owner) -> bool:
     """Whether it is certain that the owner no longer exists; `False` where that cannot be known from here."""
     if not owner.domain or owner.domain != _domain():
         return False
-    if owner.pid == os.getpid() and owner.started == _started(owner.pid):
+    try:
+        os.kill(owner.pid, 0)  # asks whether there is such a process, and does nothing to it
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # there is one, and it is somebody else's
+    started = _started(owner.pid)
+    if started is None:
+        return False
+    if owner.pid == os.getpid() and owner.started == started:
         return owner.id not in _here
-    return _started(owner.pid) != owner.started
+    return owner.started != started
 
 
 @cache
@@ -69,12 +83,12 @@ def _domain() -> str:
         return ''
 
 
-def _started(pid: int) -> str:
-    """Return when a process started, in clock ticks since boot; empty if there is none, or a zombie."""
+def _started(pid: int) -> str | None:
+    """Return when a process started, in clock ticks since boot; empty for a zombie, `None` if not known."""
     try:
         stat = Path(f'/proc/{pid}/stat').read_text()
     except OSError:
-        return ''
+        return None
     # the command's name, in brackets, may hold anything: count the fields from behind it
     fields = stat[stat.rindex(')') + 2 :].split()
     return '' if fields[0] in 'ZX' else fields[19]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, cast
 
 from . import _host
 from ._host import (
@@ -32,6 +31,7 @@ from .errors import (
     UnknownRunError,
     UnknownSnapshotError,
 )
+from .guard import Guard
 from .snapshots import EndSnapshot, NodeSnapshot, Snapshot, now_utc
 from .status import CLAIM, FAIL, RECOVER, RELEASE, RETRY, START, SUCCEED, Transition
 from .step import Step, running
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from .graph import Graph
 
 __all__ = ('StatePersistence',)
-
-_KEPT_TEXT: Final = 20_000
-"""How many characters of an exception's message and of its traceback are kept."""
 
 
 class StatePersistence(
@@ -60,8 +57,8 @@ class StatePersistence(
     - *At least once*: a node that succeeded is never run again; one that was interrupted runs again, with the
       state from before it. See `current_step` for the key that makes its side effects idempotent.
 
-    One instance serves one run. Subclasses provide storage; the contract itself is here, and the same for
-    all.
+    One instance serves one run, in one thread; another thread uses an instance of its own. Subclasses provide
+    storage; the contract itself is here, and the same for all.
     """
 
     run_id: str
@@ -373,8 +370,7 @@ class StatePersistence(
         if held is None:
             _deliver(await self._commit(Commit(rows=(row,))))
         else:
-            held.rows = (row,)
-            await self._write_held(held)
+            await self._write_held(Commit(held.changes, (row,), must_land=True))
 
     async def _flush(self) -> None:
         if (held := self._held) is not None:
@@ -401,28 +397,12 @@ class StatePersistence(
             await self._fail(held, exc)
 
     async def _fail(self, held: Commit, exc: Exception) -> None:
-        change = held.changes[0]
-        change.transition, change.error = FAIL, describe(exc)
+        ended = held.changes[0]
+        change = StatusChange(ended.snapshot_id, FAIL, None, ended.duration, StepError.of(exc))
         try:
-            await self._write_held(held)
+            await self._write_held(Commit((change,), must_land=True))
         except GraphkeepError as other:
             exc.add_note(f'This could not be recorded: {other}')
-
-
-class Guard(ABC):
-    """Cancels a node when its run was taken over."""
-
-    lost: OwnershipLostError | None = None
-    """Why it cancelled the node."""
-
-    @abstractmethod
-    def __enter__(self) -> None: ...
-
-    @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> bool:
-        """Return whether the exception is the cancellation that this guard itself caused."""
 
 
 class StepRun(AbstractAsyncContextManager[None]):
@@ -440,14 +420,17 @@ class StepRun(AbstractAsyncContextManager[None]):
             await persistence._flush()
         start = StatusChange(self._snapshot_id, START, persistence._now())
         self._begun = perf_counter()
+        # before the write: what is being started is no longer there for `release` to give back
+        if claimed := persistence._claimed:
+            persistence._claimed = claimed - {self._snapshot_id}
         try:
             self._receipt = receipt = await persistence._commit(Commit(changes=(start,)))
-        except StorageError as exc:
-            if not _undone(exc):
+        except BaseException as exc:
+            if isinstance(exc, StorageError) and not _undone(exc):
                 await self._end(RELEASE, exc)
+            elif self._snapshot_id in claimed:
+                persistence._claimed |= {self._snapshot_id}
             raise
-        if persistence._claimed:
-            persistence._claimed -= {self._snapshot_id}
         if receipt.interrupted is not None:
             await self._end(RELEASE, receipt.interrupted)
             raise receipt.interrupted
@@ -474,11 +457,12 @@ class StepRun(AbstractAsyncContextManager[None]):
 
     async def _end(self, transition: Transition, exc: BaseException) -> BaseException | None:
         """Write how it ended; return a cancellation that came meanwhile. `exc` goes on to the caller."""
-        change = StatusChange(self._snapshot_id, transition, None, perf_counter() - self._begun)
+        duration = perf_counter() - self._begun
         if transition is FAIL:
-            change.error = describe(exc)
+            change = StatusChange(self._snapshot_id, FAIL, None, duration, StepError.of(exc))
         else:
-            change.reason = f'interrupted by {type(exc).__name__}'
+            reason = f'interrupted by {type(exc).__name__}'
+            change = StatusChange(self._snapshot_id, RELEASE, None, duration, reason=reason)
         persistence = self._persistence
         commit = Commit(changes=(change,), must_land=True)
         try:
@@ -494,20 +478,6 @@ class StepRun(AbstractAsyncContextManager[None]):
     def step(self) -> Step:
         """Return what the node's code may know of this step."""
         return Step(self._persistence.run_id, self._snapshot_id, self._receipt.seq, self._receipt.attempt)
-
-
-def describe(exc: BaseException) -> StepError:
-    """Return what is kept of an exception."""
-    cls = type(exc)
-    name = cls.__qualname__ if cls.__module__ == 'builtins' else f'{cls.__module__}.{cls.__qualname__}'
-    try:
-        message = str(exc)
-    except Exception as other:
-        message = f'<it cannot be told: {type(other).__name__}>'
-    text = ''.join(traceback.format_exception(exc))
-    if len(text) > _KEPT_TEXT:
-        text = f'{text[: _KEPT_TEXT // 2]}\n...\n{text[-_KEPT_TEXT // 2 :]}'
-    return StepError(name, message if len(message) <= _KEPT_TEXT else f'{message[:_KEPT_TEXT]}...', text)
 
 
 def _undone(exc: StorageError | LockTimeoutError) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -18,9 +19,10 @@ from .backend import LockBusy, RunBackend
 from .codec import Codec
 from .commit import Commit, Receipt, Row, Tail, Writer
 from .errors import LockTimeoutError, OwnershipLostError, RunOwnedError, StorageError
+from .guard import Guard
 from .offload import caller, in_thread, pause, redeliver
 from .owner import new_owner
-from .persistence import Guard, StatePersistence
+from .persistence import StatePersistence
 from .snapshots import Snapshot
 from .status import CLAIM, FAIL, RECOVER, RELEASE, START, SUCCEED
 
@@ -92,8 +94,10 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         Raises:
             UnsupportedTypeError: if pydantic cannot write or read one of them.
         """
-        if self._codec is not None and tuple(graph.get_nodes()) != self._codec.nodes:
-            self._codec = None
+        if (codec := self._codec) is not None:
+            types = (tuple(graph.get_nodes()), *graph.inferred_types)
+            if types != (codec.nodes, codec.state_type, codec.run_end_type):
+                self._codec = None
         super().set_graph_types(graph)
 
     def set_types(self, state_type: type[StateT], run_end_type: type[RunEndT]) -> None:
@@ -129,10 +133,10 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
     # --------------------------------------------------------------------------------------------- storage
 
     async def _commit(self, commit: Commit) -> Receipt:
-        receipt, receipt.interrupted = await self._call(
+        receipt, interrupted = await self._call(
             lambda: self._claims.commit(commit), stubborn=commit.must_land
         )
-        return receipt
+        return receipt if interrupted is None else replace(receipt, interrupted=interrupted)
 
     async def _tail(self) -> Tail:
         return await self._read(self._backend.tail)
@@ -212,7 +216,7 @@ class _Claims:
             in_hand = (self._in_hand | begun) - ended
             take = self._owner if any(c.transition in _TAKES for c in commit.changes) else None
             give_up = not in_hand and (self._fence is not None or take is not None)
-            commit.writer = Writer(self._fence, take, self._lease, give_up)
+            commit = replace(commit, writer=Writer(self._fence, take, self._lease, give_up))
             undurable: StorageError | None = None
             try:
                 receipt = self._backend.commit(commit)

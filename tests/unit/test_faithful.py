@@ -19,7 +19,8 @@ import pydantic
 import pytest
 from pydantic_core import TzInfo
 
-from graphkeep.faithful import difference, parts_of, shown
+from graphkeep.faithful import difference
+from graphkeep.parts import parts_of, shown
 
 if TYPE_CHECKING:
     from nowhere import Unresolved  # pyright: ignore
