@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_graph import BaseNode, End, GraphRunContext
 
-from graphkeep import FileStatePersistence, Graph, iter_or_resume
+from graphkeep import AsJson, FileStatePersistence, Graph, iter_or_resume
 
 CAPITALS = {'France': 'Paris', 'Kenya': 'Nairobi', 'Peru': 'Lima'}
 NEXT = 'Ask the next question.'
@@ -52,7 +53,8 @@ agent = Agent(FunctionModel(quiz_master))
 class Quiz:
     """The state: all that was said, which is all that a model remembers."""
 
-    messages: list[ModelMessage] = field(default_factory=list[ModelMessage])
+    # `AsJson`: what a tool returns may be of any type, and is loaded as the JSON that a model sees of it
+    messages: Annotated[list[ModelMessage], AsJson] = field(default_factory=list[ModelMessage])
 
     async def say(self, text: str) -> str:
         """Say something to the agent, and return what it says."""

@@ -1,8 +1,8 @@
 """Which pydantic-graph is installed, and what this library needs of it.
 
-The only module that finds out which of the two hosts is here. pydantic-graph 1.x has a runner for `BaseNode` graphs and
-a persistence interface; 2.x kept `BaseNode` and `End` and removed both. What the host has is taken from it,
-so that `isinstance` and equality hold in users' code; what it lacks is in `snapshots` and `graph`.
+The only module that finds out which of the two hosts is here. pydantic-graph 1.x has a runner for `BaseNode`
+graphs and a persistence interface; 2.x kept `BaseNode` and `End` and removed both. What the host has is taken
+from it, so that `isinstance` and equality hold in users' code; what it lacks is in `snapshots` and `graph`.
 """
 
 from __future__ import annotations

@@ -42,57 +42,39 @@ def is_marked(hint: Any) -> bool:
         part = todo.pop()
         if part is AsJson or isinstance(part, AsJson):
             return True
-        if hasattr(part, '__value__'):  # `type X = ...`
-            if not any(part is alias for alias in seen):
-                seen.append(part)
-                todo.append(part.__value__)
-        else:
-            todo += get_args(part)
+        todo += get_args(part)
+        if hasattr(part, '__value__') and not any(part is alias for alias in seen):  # `type X = ...`
+            seen.append(part)
+            todo.append(part.__value__)
     return False
 
 
-def same_data(given: object, loaded: object) -> bool:
+def same_data(given: Any, loaded: Any) -> bool:
     """Return whether two values are the same JSON, each written as what it is, and nothing of it is lost."""
-    return any(_is_same(given, loaded, adapter) for adapter in _AS_WRITTEN)
-
-
-# Bytes in an `Any` are written as the config of a class around it says, which is not known here.
-_AS_WRITTEN: Final = tuple(
-    pydantic.TypeAdapter[Any](
-        Any, config=pydantic.ConfigDict(ser_json_inf_nan='constants', ser_json_bytes=mode)
-    )
-    for mode in ('utf8', 'base64')
-)
-_MASK: Final = '**********'  # what pydantic writes for a secret
-
-
-def _is_same(given: Any, loaded: Any, adapter: pydantic.TypeAdapter[Any]) -> bool:
     try:
-        if all(isinstance(value, Set) for value in (given, loaded)):
-            given, loaded = _in_order(given, adapter), _in_order(loaded, adapter)
-        text = _written(given, adapter)
-        return text == _written(loaded, adapter) and not _loses(given, text, adapter)
+        if all(isinstance(value, Set) for value in (given, loaded)):  # their order means nothing
+            given, loaded = sorted(given, key=_written), sorted(loaded, key=_written)
+        text = _written(given)
+        return text == _written(loaded) and not _loses(given, text)
     except Exception:  # it cannot be written: bytes that are not UTF-8, what a serializer of the user raises
         return False
 
 
-def _in_order(items: Set[Any], adapter: pydantic.TypeAdapter[Any]) -> list[Any]:
-    return sorted(items, key=lambda item: _written(item, adapter))
+_ANYTHING: Final = pydantic.TypeAdapter[Any](Any, config=pydantic.ConfigDict(ser_json_inf_nan='constants'))
+_SECRETS: Final = (pydantic.SecretStr, pydantic.SecretBytes, pydantic.Secret)
+_MASK: Final = '**********'  # what pydantic writes for a secret
 
 
-def _written(value: object, adapter: pydantic.TypeAdapter[Any]) -> str:
-    return json.dumps(from_json(adapter.dump_json(value, warnings=False)), sort_keys=True)
+def _written(value: object) -> str:
+    return json.dumps(from_json(_ANYTHING.dump_json(value, warnings=False)), sort_keys=True)
 
 
-def _loses(given: object, text: str, adapter: pydantic.TypeAdapter[Any]) -> bool:
+def _loses(given: object, text: str) -> bool:
     """Return whether a value holds a secret or an infinity that its own class writes as something else."""
-    held = list(_leaves(adapter.dump_python(given, warnings=False)))
+    held = list(_leaves(_ANYTHING.dump_python(given, warnings=False)))
     written = list(_leaves(json.loads(text)))
     masked = any(isinstance(leaf, _SECRETS) for leaf in held) and _MASK in written
     return masked or _count_infinite(held) > _count_infinite(written)
-
-
-_SECRETS: Final = (pydantic.SecretStr, pydantic.SecretBytes, pydantic.Secret)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

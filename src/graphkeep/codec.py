@@ -275,13 +275,14 @@ class _Shape:
         return text
 
     def _round_trip(self, root: str, value: Any) -> bytes | None:
-        """Return the value without computed fields, and with JSON in it as text, if that carries it.
+        """Return the value without computed fields and aliases, and JSON in it as text, if that carries it.
 
         Not written at first: some types are loaded from their computed fields, and pydantic-graph 1.x writes
         them, so its files and ours are the same where they can be.
         """
         try:
-            text = self._finish(root, self._dump_json([value], round_trip=True, warnings=False)[1:-1])
+            dumped = self._dump_json([value], round_trip=True, by_alias=False, warnings=False)
+            text = self._finish(root, dumped[1:-1])
             self._verify(root, value, text)
         except Exception:  # the first refusal stands
             return None

@@ -183,13 +183,14 @@ def _comparer(cls: type[Any]) -> _Compare:
         return _equal
     if issubclass(cls, pydantic.BaseModel):
         return _Model(cls, tuple(cls.model_fields))
+    items = next((compare for base, compare in _BUILTIN.items() if issubclass(cls, base)), None)
     if dataclasses.is_dataclass(cls):
-        return _Fields(cls, tuple(field.name for field in dataclasses.fields(cls)))
+        fields = _Fields(cls, tuple(field.name for field in dataclasses.fields(cls)))
+        return _both(fields, items) if items else fields
     if issubclass(cls, pydantic.SecretStr | pydantic.SecretBytes | pydantic.Secret):
         return _secret
-    for base, compare in _BUILTIN.items():
-        if issubclass(cls, base):
-            return compare if cls is base or not _has_dict(cls) else _both(compare, _Attributes(cls))
+    if items:
+        return items if cls in _BUILTIN or not _has_dict(cls) else _both(items, _Attributes(cls))
     return _equal if cls.__eq__ is not object.__eq__ else _Attributes(cls)
 
 

@@ -125,6 +125,13 @@ class Again(BaseNode[State, Any, int]):
         return self if self.left else End(len(ctx.state.items))
 
 
+class Unspeakable(Exception):
+    """An exception of a user's that cannot even be shown."""
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
 def unstorable() -> Ask:
     """Return a node that would be loaded as another one: a truth value in a field for numbers."""
     return Ask(True)
@@ -597,6 +604,24 @@ class PersistenceContract(ABC):
         end = await persistence.load_last()
         assert isinstance(end, EndSnapshot)
         assert end.result == End(3)
+
+    @pytest.mark.parametrize('host_runs', [True, False], ids=['run', 'record_run'])
+    async def test_exception_that_cannot_be_told(self, run: RunUnderTest, host_runs: bool):
+        """An exception whose `__str__` raises is recorded as any other, and itself reaches the caller."""
+        persistence, snapshot_id = await with_status(run, 'created')
+        exc = Unspeakable()
+        with pytest.raises(Unspeakable) as raised:
+            if host_runs:
+                await run_or_resume(graph, persistence=persistence, deps=[exc])
+            else:
+                async with persistence.record_run(snapshot_id):
+                    raise exc
+        assert raised.value is exc
+        record = (await persistence.load_history())[-1]
+        assert record.status == run.statuses()[-1] == 'error'
+        assert record.error is not None
+        assert record.error.type.endswith('Unspeakable')
+        assert 'ZeroDivisionError' in record.error.message
 
     async def test_why_unknown(self, run: RunUnderTest):
         """Nothing is stored: the run is unknown."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
+import pickle
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +26,7 @@ from graphkeep import (
     FileStore,
     Graph,
     InvalidRunIdError,
+    RunOwnedError,
     StorageError,
     run_or_resume,
 )
@@ -207,6 +210,30 @@ KEPT = [
 ]
 
 
+ENDLESS = ['9' * 5_000, '-' + '8' * 5_000, '1e400', '7' * 400 + '.5']
+
+
+@pytest.mark.parametrize('place', ['state', 'node', 'member', 'member of the next'])
+async def test_numbers_beyond_python(file: Path, place: str):
+    """Integers of more digits than Python reads, and numbers beyond floats, are no damage and are kept."""
+    foreign = f'"foreign":[{",".join(ENDLESS)}]'
+
+    def in_place(here: str, end: str) -> str:
+        return f',{foreign}{end}' if here == place else end
+
+    file.write_text(
+        '[{"state":{"numbers":[1,2]' + in_place('state', '},')
+        + '"node":{"number":1,"node_id":"Count"' + in_place('node', '},')
+        + '"status":"success","kind":"node","id":"Count:1"' + in_place('member', '},')
+        + '{"state":{"numbers":[1,2]},"node":{"number":3,"node_id":"Count"},'
+        + '"status":"created","kind":"node","id":"Count:3"' + in_place('member of the next', '}]')
+    )  # fmt: skip
+    statuses = [record.status for record in await opened(file).load_history()]
+    assert statuses == ['success', 'created']
+    assert await finish(opened(file), []) == [1, 2, 3]
+    assert foreign in file.read_text()
+
+
 @pytest.mark.parametrize('again', [True, False], ids=['one instance', 'an instance for each step'])
 async def test_foreign_members(file: Path, again: bool):
     """What somebody else put into a snapshot survives every later commit as it was written."""
@@ -264,6 +291,33 @@ async def test_clock_tick(file: Path, monkeypatch: pytest.MonkeyPatch, later: in
         times.append(file.stat().st_mtime_ns)
         one, other = other, one
     assert times == sorted(set(times)), 'two contents of the file have the same time'
+
+
+async def test_file_system_of_whole_seconds(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a file system that keeps whole seconds, too, each commit gives the file a later time."""
+
+    def rounded(call: Call) -> Any:
+        if call.name == 'utime':
+            _, modified = call.kwargs['ns']
+            return os.utime(*call.args, ns=(modified // 10**9 * 10**9,) * 2)
+        result = call()
+        if call.name == 'write':
+            os.utime(call.args[0], ns=(10**18, 10**18))  # all within one second
+        return result
+
+    monkeypatch.setattr('graphkeep.file.os', FaultyOs(rounded))
+    one, other = opened(file), opened(file)
+    times: list[int] = []
+    await one.snapshot_node(Tally(), Count())
+    for _ in range(5):
+        times.append(file.stat().st_mtime_ns)
+        assert await one.load_next()
+        assert [step.status for step in await other.load_history()] == ['pending']
+        times.append(file.stat().st_mtime_ns)
+        await one.release()
+        one, other = other, one
+    assert times == sorted(set(times))
+    assert all(time % 10**9 == 0 for time in times)
 
 
 async def test_lock_and_fork(file: Path, monkeypatch: pytest.MonkeyPatch):
@@ -348,6 +402,33 @@ async def test_copies_at_each_commit(file: Path, tmp_path: Path, monkeypatch: py
         assert await finish(opened(copy, clock=hour_later), log) == [1, 2, 3]
         assert log == [n for n in (1, 2, 3) if n not in done and (len(read(copy)) == 4)]
         assert [row.get('status') for row in read(copy)] == ['success', 'success', 'success', None]
+
+
+@pytest.mark.parametrize('durability', ['full', 'normal'])
+async def test_tasks_that_resume_one_instance(tmp_path: Path, durability: Any):
+    """Of tasks that resume one instance at once one at least has the result; each step is run once."""
+    for number in range(20):
+        persistence = opened(tmp_path / f'{number}.json', durability=durability)
+        ran: Log = []
+        outcomes: list[object] = []
+
+        async def resume(persistence: Persistence = persistence, ran: Log = ran) -> None:
+            try:
+                outcomes.append(await finish(persistence, ran))  # noqa: B023 -- ends within this turn
+            except RunOwnedError as exc:
+                outcomes.append(exc)  # noqa: B023
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(resume)
+        results = [outcome for outcome in outcomes if not isinstance(outcome, RunOwnedError)]
+        assert results
+        assert results == [[1, 2, 3]] * len(results)
+        assert ran == [1, 2, 3], 'a step was run more than once'
+        *nodes, end = await persistence.load_history()
+        assert end.kind == 'end'
+        assert [[attempt.outcome for attempt in node.attempts] for node in nodes] == [['success']] * 3
+        assert not any(attempt.reason for node in nodes for attempt in node.attempts)
 
 
 @pytest.mark.parametrize('instances', [1, 200])
@@ -691,3 +772,56 @@ def test_shown(tmp_path: Path):
     assert persistence.run_id == 'x'
     named: Persistence = FileStatePersistence(str(tmp_path / 'x.json'), run_id='y')
     assert (named.run_id, named.json_file) == ('y', tmp_path / 'x.json')
+
+
+def by_pickle(persistence: Persistence) -> Persistence:
+    """Return what another process gets."""
+    return pickle.loads(pickle.dumps(persistence))  # noqa: S301 -- made here
+
+
+@pytest.mark.both_backends
+@pytest.mark.parametrize('copied', [copy.deepcopy, copy.copy, by_pickle])
+async def test_copies_of_an_instance(file: Path, copied: Callable[[Persistence], Persistence]):
+    """A copy of an instance is one more on the same file, with the same options and nothing in hand."""
+    options: dict[str, Any] = {'run_id': 'mine', 'durability': 'full', 'lease': 7, 'lock_timeout': 0.5}
+    persistence = opened(file, **options, verify=False, clock=hour_later)
+    await persistence.snapshot_node(Tally(), Count())
+    assert await persistence.load_next()
+    twin = copied(persistence)
+    assert {name: getattr(twin, name) for name in options} == options
+    assert (type(twin), twin.json_file, twin.verify) == (FileStatePersistence, file, False)
+    twin.set_graph_types(graph)
+    await twin.release()
+    with pytest.raises(RunOwnedError):
+        await finish(twin, [])
+    await persistence.release()
+    assert await finish(twin, []) == [1, 2, 3]
+    assert await persistence.load_all() == await twin.load_all()
+
+
+def test_file_of_an_instance_stays(file: Path):
+    """The file of an instance cannot be exchanged under the run that it has in hand."""
+    persistence: Any = opened(file)
+    for name in ('json_file', 'durability'):
+        with pytest.raises(AttributeError):
+            setattr(persistence, name, 'other')
+    assert persistence.json_file == file
+
+
+class MyFile(FileStatePersistence[Tally, list[int]]):
+    """A subclass that does not say what a copy is made of."""
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, pickle.dumps])
+def test_copies_of_a_subclass(file: Path, copied: Callable[[object], object]):
+    """A subclass of which nobody knows how it is made says that it must define that itself."""
+    with pytest.raises(TypeError, match='subclass of FileStatePersistence has to say'):
+        copied(MyFile(file))
+
+
+@pytest.mark.parametrize('run_id', ['../x', '', '.x', 'a/b', 'x' * 129, 'ä' * 120, None])
+def test_path_of_no_run_id(tmp_path: Path, run_id: Any):
+    """`FileStore.path` gives no path outside of the directory, or that no run can have."""
+    with pytest.raises(InvalidRunIdError):
+        FileStore(tmp_path).path(run_id)
+    assert FileStore(tmp_path).path('order 1') == tmp_path / 'order%201.json'

@@ -24,6 +24,7 @@ import pytest
 from pydantic_graph import BaseNode, End, GraphRunContext
 
 from graphkeep import (
+    CorruptSnapshotError,
     FileStatePersistence,
     Graph,
     MemoryStore,
@@ -425,6 +426,43 @@ async def test_lost_after_the_loop_ended(shared: Shared):
     assert hold_of(kept[0]) is None
 
 
+async def test_lost_while_the_loop_is_busy(shared: Shared, anyio_backend: str):
+    """A node that computes without awaiting delays nobody who notices its loss; what it writes is refused."""
+    mine, other = shared.open(), shared.open()
+    computing, told = threading.Event(), threading.Event()
+    refused: list[OwnershipLostError] = []
+
+    async def compute() -> None:
+        computing.set()
+        told.wait(10)
+
+    def run() -> None:
+        async def main() -> None:
+            try:
+                await graph.run(First(), state=State(), deps=compute, persistence=mine)
+            except OwnershipLostError as exc:
+                refused.append(exc)
+
+        anyio.run(main, backend=anyio_backend)
+
+    runner = threading.Thread(target=run, daemon=True)
+    runner.start()
+    assert computing.wait(10)
+    hold = hold_of(mine)
+    assert hold is not None
+    shared.clock.forward(LEASE)
+    assert await other.load_next()
+    teller = threading.Thread(target=beat, args=(hold,), daemon=True)
+    teller.start()
+    teller.join(5)
+    waited = teller.is_alive()
+    told.set()
+    runner.join(10)
+    assert not waited, 'the heartbeat waits for the event loop of a run that is lost, and renews no other'
+    assert [exc.run_id for exc in refused] == [mine.run_id]
+    assert await statuses(other) == ['pending']
+
+
 # --------------------------------------------------------------------------------------- owners that are gone
 
 CHILD = """
@@ -520,6 +558,32 @@ async def test_no_owner_on_record(tmp_path: Path):
     assert (why.owner, why.until) == (None, None)
     assert await persistence.recover() == 1
     assert (await run_or_resume(graph, persistence=persistence)).output == 'done'
+
+
+NOBODY = [{'pid': 'twelve'}, {'pid': 0}, {'pid': -1}, {'pid': 2**64}, {'pid': None}, {'started': 5}, {'id': None}]
+
+
+@pytest.mark.parametrize('wrong', [*NOBODY, 'pid', 'domain', 'everything'], ids=str)
+async def test_damaged_owner(tmp_path: Path, wrong: Any):
+    """An owner on record that cannot be read is damage of the file, and never taken for one who is gone."""
+    path = tmp_path / 'run.json'
+    persistence = FileStatePersistence[Any, Any](path)
+    persistence.set_graph_types(graph)
+    await persistence.snapshot_node(State(), First())
+    assert await persistence.load_next()
+    rows: list[dict[str, Any]] = json.loads(path.read_bytes())
+    ours = rows[0]['graphkeep']
+    if wrong == 'everything':
+        ours['held_by'] = 'me'
+    elif isinstance(wrong, str):
+        del ours['held_by'][wrong]
+    else:
+        ours['held_by'] |= wrong
+    path.write_text(damaged := json.dumps(rows))
+    for use in (persistence.load_next, persistence.recover, persistence.load_history):
+        with pytest.raises(CorruptSnapshotError, match=r'run\.json.*number 1'):
+            await use()
+    assert path.read_text() == damaged
 
 
 async def test_nothing_personal_stays_in_the_file(tmp_path: Path):

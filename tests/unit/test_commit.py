@@ -152,3 +152,18 @@ def test_reached():
 def test_end_is_reached():
     """The run got as far as its end once there is one."""
     assert StepRecord(id='end:1', kind='end', node_id='End', status='success').reached
+
+
+@pytest.mark.parametrize('length', [20_000, 20_001, 10_000_000])
+def test_endless_message(length: int):
+    """Of a message, and of a traceback, of more than 20,000 characters beginning and end are kept."""
+    text = f'begin{"x" * (length - 8)}end'
+    error = StepError.of(ValueError(text))
+    if length == 20_000:
+        assert error.message == text
+    else:
+        assert len(error.message) < 20_100
+        assert (error.message[:5], error.message[-3:]) == ('begin', 'end')
+        assert '\n...\n' in error.message
+    assert len(error.traceback) < 20_100
+    assert error.traceback.endswith('end\n')

@@ -12,7 +12,7 @@ from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 from zoneinfo import ZoneInfo
 
 import pydantic
@@ -152,6 +152,11 @@ class Tagged(list[Any]):
     tag: Any = None
 
 
+@dataclass
+class Headed(dict[str, Any]):
+    head: Any = None
+
+
 class Always:
     def __init__(self, answer: Any):
         self.answer = answer
@@ -175,6 +180,13 @@ class Elements:
 
     def __bool__(self) -> bool:
         raise ValueError('the truth value of an array is ambiguous')
+
+
+def headed(head: Any, **entries: Any) -> Headed:
+    """Make a dataclass that has entries besides its fields."""
+    made = Headed(head)
+    made.update(entries)
+    return made
 
 
 def local_class(name: str) -> type[Any]:
@@ -227,6 +239,8 @@ SAME: list[Callable[[], Any]] = [
     lambda: defaultdict(list, {'a': [1]}),
     lambda: OrderedDict[str, int](a=1, b=2),
     lambda: Counter('aab'),
+    lambda: Counter[str]('aab'),
+    lambda: Headed(1),
     lambda: Point([1], {'a': Point(1)}),
     lambda: Point3(1, 2, 3),
     lambda: Empty(),
@@ -304,6 +318,8 @@ DIFFERENT: list[tuple[Any, Any, str, str]] = [
         'is of type Point3, and would be loaded as Point, without what the subclass adds',
     ),
     (Slotted(1), Slotted(2), '.a', 'is 1'),
+    (Headed(1), Headed(2), '.head', 'is 1'),
+    (headed(1, a=1), Headed(1), '', "has the key 'a'"),
     (Lazy(1, _note='x'), Lazy(1), '._note', "is 'x'"),
     (PartlyExcluded(kept=5), PartlyExcluded(), '.kept', 'is 5'),
     (PartlyExcluded(marked=5), PartlyExcluded(), '.marked', 'is 5'),
@@ -334,6 +350,12 @@ def test_what_differs_is_found_where_it_is(given: Any, loaded: Any, path: str, p
 def test_an_int_may_be_loaded_as_the_equal_float() -> None:
     """`total: float = 0` is no loss: type checkers take an int for a float."""
     assert difference(Point([0, {1: 2}]), Point([0.0, {1.0: 2.0}])) is None
+
+
+def test_what_was_in_brackets_when_it_was_made_does_not_matter() -> None:
+    """`Counter[str]()` is a `Counter()` like any other, whatever it remembers of how it was made."""
+    assert difference(Counter[str]('aab'), Counter('aab')) is None
+    assert difference(OrderedDict[str, int](a=1), cast(Any, OrderedDict(a=1))) is None
 
 
 def test_the_order_of_a_dict_does_not_matter() -> None:
@@ -387,6 +409,28 @@ def test_what_a_model_does_not_store_is_not_compared() -> None:
     given._private = 5  # pyright: ignore[reportPrivateUsage]
     assert given.shout == 'A'
     assert difference(given, loaded) is None
+
+
+class Disguised(pydantic.BaseModel):
+    hidden: str | None = pydantic.Field(default=None, alias='shown', exclude=True)
+
+    @pydantic.computed_field
+    @property
+    def shown(self) -> str:
+        return self.hidden or 'default'
+
+    @pydantic.computed_field
+    @property
+    def other(self) -> int:
+        return id(self)
+
+
+def test_an_excluded_field_that_a_computed_one_stores_is_compared() -> None:
+    """What is written in the disguise of a computed field is stored, so its loss is found."""
+    assert difference(Disguised(), Disguised(shown='default')) is None
+    found = difference(Disguised(shown='mine'), Disguised())
+    assert found is not None
+    assert found.path == '.shown'
 
 
 def test_a_cached_property_is_not_compared() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from pydantic_graph import BaseNode, End, GraphRunContext
 
-from graphkeep import OwnershipLostError, StorageError, heartbeat
+from graphkeep import Graph, MemoryStore, OwnershipLostError, StorageError, heartbeat
 from graphkeep.backend import LockBusy
 from graphkeep.heartbeat import Hold, Keeper
 
@@ -125,6 +128,97 @@ def test_thread_ends_and_comes_back(monkeypatch: pytest.MonkeyPatch):
         thread.join(5)
         assert not thread.is_alive()
         assert cast('Any', keeper)._thread is None
+
+
+def test_unexpected_error(caplog: pytest.LogCaptureFixture):
+    """An error that nobody expects in one renewal is logged, and the thread goes on renewing all runs."""
+    keeper = Keeper()
+    failed, beats = threading.Semaphore(0), threading.Semaphore(0)
+
+    def fail() -> bool:
+        failed.release()
+        raise ZeroDivisionError('a bug')
+
+    holds = [Hold(0.01, fail, nothing), Hold(0.01, lambda: not beats.release(), nothing)]
+    for hold in holds:
+        keeper.hold(hold)
+    thread = cast('Any', keeper)._thread
+    for _ in range(3):
+        assert failed.acquire(timeout=5), 'the run whose renewal failed is not tried again'
+        assert beats.acquire(timeout=5), 'the other run is not renewed any more'
+    assert thread.is_alive()
+    for hold in holds:
+        keeper.drop(hold)
+    assert {(record.name, record.levelname) for record in caplog.records} == {('graphkeep', 'ERROR')}
+    assert 'ZeroDivisionError: a bug' in caplog.text
+
+
+@dataclass
+class Blocked(BaseNode[None, asyncio.Event, str]):
+    """Waits in the event loop."""
+
+    async def run(self, ctx: GraphRunContext[None, asyncio.Event]) -> End[str]:
+        await ctx.deps.wait()
+        return End('done')
+
+
+blocked = Graph(nodes=(Blocked,), name='blocked', state_type=type(None), auto_instrument=False)
+
+
+@pytest.mark.anyio
+async def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """If no thread can be started that is logged, the commit stands, and the next hold starts the thread."""
+    keeper = Keeper()
+    monkeypatch.setattr(heartbeat, 'keeper', keeper)
+    persistence = MemoryStore(lease=0.03).run('run')
+    persistence.set_graph_types(blocked)
+    await persistence.snapshot_node(None, Blocked())
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, 'start', refuse)
+        assert await persistence.load_next()
+    assert [record.status for record in await persistence.load_history()] == ['pending']
+    (logged,) = caplog.records
+    assert (logged.name, logged.levelname) == ('graphkeep', 'ERROR')
+    assert "can't start new thread" in caplog.text
+    assert cast('Any', keeper)._thread is None
+
+    renewed_first = threading.Event()
+    first: Hold = cast('Any', persistence)._claims._hold
+    renew = first.renew
+    first.renew = lambda: renewed_first.set() or renew()
+    second = Hold(60, renewed, nothing)
+    keeper.hold(second)
+    assert cast('Any', keeper)._thread.is_alive()
+    assert renewed_first.wait(5), 'what was held without a thread is not renewed by the next one'
+    await persistence.release()
+    keeper.drop(second)
+
+
+def test_lost_while_the_loop_is_stopped():
+    """A loss is told without waiting to a loop that is stopped, and cancels the node when the loop goes on."""
+    persistence = MemoryStore().run('run')
+
+    async def run() -> str:
+        return (await blocked.run(Blocked(), deps=asyncio.Event(), persistence=persistence)).output
+
+    loop = asyncio.new_event_loop()
+    try:
+        task = loop.create_task(run())
+        while (hold := cast('Any', persistence)._claims._hold) is None:
+            loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(asyncio.sleep(0))  # into the node
+        teller = threading.Thread(target=hold.lost, args=(OwnershipLostError('run', None),), daemon=True)
+        teller.start()
+        teller.join(5)
+        assert not teller.is_alive(), 'who tells of the loss waits for the loop'
+        with pytest.raises(OwnershipLostError):
+            loop.run_until_complete(task)
+    finally:
+        loop.close()
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')

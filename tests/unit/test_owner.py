@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -92,6 +94,39 @@ def test_proc_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
     finally:
         monkeypatch.undo()
         domain.cache_clear()
+
+
+@on_linux
+@pytest.mark.parametrize('number', [errno.EMFILE, errno.EACCES])
+def test_process_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch, number: int):
+    """An owner whose process cannot be looked at is not gone for that: its lease decides."""
+    owner = new_owner(Holder())
+    reused = altered(owner, pid=os.getppid(), started='1')
+    assert is_gone(reused)
+
+    def refuse(*_: object) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, 'read_text', refuse)
+    assert not is_gone(reused)
+    assert not is_gone(altered(owner, pid=os.getppid()))
+
+
+@on_linux
+@pytest.mark.parametrize(('exc', 'gone'), [(PermissionError, False), (ProcessLookupError, True)])
+def test_what_the_system_says_of_a_process(
+    monkeypatch: pytest.MonkeyPatch, exc: type[OSError], gone: bool
+):
+    """A process that this one may not signal exists; one that the system does not know is gone."""
+    pid = os.getppid()
+    owner = altered(new_owner(Holder()), pid=pid, started=cast('Any', owners)._started(pid))
+    assert not is_gone(owner)
+
+    def refuse(*_: object) -> None:
+        raise exc
+
+    monkeypatch.setattr(os, 'kill', refuse)
+    assert is_gone(owner) == gone
 
 
 def test_owner_names_itself():
