@@ -1,4 +1,4 @@
-"""Measure what a step costs and write the tables of docs/benchmarks.md.
+"""Measure what a step costs, and write the tables of docs/benchmarks.md and README.md.
 
     python tests/benchmarks/run.py [--write] [-k EXPRESSION]
 
@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parents[1] / 'docs' / 'benchmarks.md'
+ROOT = HERE.parents[1]
 BEGIN, END = '<!-- figures: begin -->', '<!-- figures: end -->'
+OURS = 'graphkeep'
+FULL = "graphkeep, durability='full'"
 PEER = 'pydantic-graph 1.x'
 
 
@@ -35,35 +37,59 @@ def main() -> int:
         command = [sys.executable, '-m', 'pytest', '-q', '-o', 'python_files=bench_*.py', '-o', 'timeout=0']
         command += ['-W', 'default', '--benchmark-disable-gc', '--benchmark-columns=min,median,rounds']
         command += [f'--benchmark-json={file}', '-k', options.k, str(HERE)]
-        # the command is our own
-        code = subprocess.run(command, check=False).returncode
-        if code:
+        if code := subprocess.run(command, check=False).returncode:
             return code
-        text = tables(json.loads(file.read_text())['benchmarks'])
-    print(text)
+        groups = grouped(json.loads(file.read_text())['benchmarks'])
+    print(tables(groups))
     if options.write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f'{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}')
+        write(ROOT / 'docs' / 'benchmarks.md', tables(groups))
+        write(ROOT / 'README.md', summary(groups))
     return 0
 
 
-def tables(figures: list[dict[str, Any]]) -> str:
-    """Return a Markdown table for each kind of persistence."""
-    lines = [
-        f'Python {platform.python_version()}, pydantic-graph {version("pydantic-graph")}, '
-        f'pydantic {version("pydantic")}, {platform.system()} {platform.machine()}.',
-        '',
-    ]
-    groups: dict[str, list[dict[str, Any]]] = {}
+def write(page: Path, text: str) -> None:
+    """Replace the figures of a page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f'{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}')
+
+
+def grouped(figures: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the cost of a step in microseconds, by group and subject."""
+    groups: dict[str, dict[str, float]] = {}
     for figure in figures:
-        groups.setdefault(figure['group'], []).append(figure)
-    for group, members in groups.items():
-        cost = {
-            m['extra_info']['subject']: m['stats']['min'] / m['extra_info']['steps'] * 1e6 for m in members
-        }
+        info = figure['extra_info']
+        groups.setdefault(figure['group'], {})[info['subject']] = figure['stats']['min'] / info['steps'] * 1e6
+    return groups
+
+
+def where() -> str:
+    """Return what was measured on."""
+    return (
+        f'Python {platform.python_version()}, pydantic-graph {version("pydantic-graph")}, '
+        f'pydantic {version("pydantic")}, {platform.system()} {platform.machine()}.\n'
+    )
+
+
+def summary(groups: dict[str, dict[str, float]]) -> str:
+    """Return one Markdown table of what is compared with the peer."""
+    lines = [f'Microseconds a step. {where()}', f'| | graphkeep | {PEER} | ratio |', '|---|---:|---:|---:|']
+    for group, cost in groups.items():
+        for subject, figure in cost.items():
+            if PEER in cost and subject in (OURS, FULL):
+                name = group + (f', {subject.partition(", ")[2]}' if subject == FULL else '')
+                ratio = cost[PEER] / figure
+                told = f'{ratio:.1f} times faster' if ratio >= 1 else f'{1 / ratio:.2f} of it'
+                lines.append(f'| {name} | {figure:,.0f} | {cost[PEER]:,.0f} | {told} |')
+    return '\n'.join([*lines, ''])
+
+
+def tables(groups: dict[str, dict[str, float]]) -> str:
+    """Return a Markdown table for each kind of persistence, of everything that was measured."""
+    lines = [where()]
+    for group, cost in groups.items():
         peer = cost.get(PEER)
         lines += [f'**{group}**', '', '| | µs a step |' + (f' {PEER} / this |' if peer else '')]
-        lines += ['|---|---:|' + ('---:|' if peer else '')]
+        lines.append('|---|---:|' + ('---:|' if peer else ''))
         for subject, figure in cost.items():
             lines.append(f'| {subject} | {figure:,.1f} |' + (f' {peer / figure:.2f} |' if peer else ''))
         lines.append('')

@@ -16,7 +16,8 @@ from pydantic_graph.exceptions import GraphRuntimeError
 
 from graphkeep._host import HAS_RUNNER
 from graphkeep.graph import Graph
-from graphkeep.memory import SimpleStatePersistence
+from graphkeep.memory import FullStatePersistence, SimpleStatePersistence
+from graphkeep.resume import iter_or_resume
 
 SPAN_CONTEXT = SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 TRACEPARENT = f'00-{0xABC:032x}-{0xDEF:016x}-01'
@@ -115,6 +116,19 @@ async def test_span_given(recorder: Recorder, *, auto_instrument: bool):
         '+ given again',
         '- given again',
     ]
+
+
+@pytest.mark.anyio
+async def test_span_given_to_iter_or_resume(recorder: Recorder):
+    """`iter_or_resume` uses the span that it is given, whether the run is begun or goes on."""
+    persistence = FullStatePersistence[None, str]()
+    for name in ('first', 'second'):
+        async with iter_or_resume(
+            graph, Down(2), persistence=persistence, span=recorder.span(name)
+        ) as run:
+            await run.next()
+            assert run._traceparent() == TRACEPARENT
+    assert [e for e in recorder.events if 'node' not in e] == ['+ first', '- first', '+ second', '- second']
 
 
 @pytest.mark.anyio

@@ -428,6 +428,26 @@ async def test_what_an_agents_tools_return_is_carried(tmp_path: Path) -> None:
     assert len((await resumed.last_state()).messages) == 6
 
 
+@pytest.mark.anyio
+async def test_the_types_of_a_graph_may_be_marked(tmp_path: Path) -> None:
+    """A graph takes a marked state type and result type, and a run with them is resumed."""
+    marked: Any = Annotated[State, AsJson]
+    result_type: Any = Annotated[Any, AsJson]
+    graph = Graph[State, None, Any](nodes=(Give,), state_type=marked, run_end_type=result_type)
+    path = tmp_path / 'run.json'
+    await graph.initialize(Give(), FileStatePersistence(path), state=State(plain=(1, 2)))
+    result = await run_or_resume(graph, persistence=FileStatePersistence(path))
+    assert result.output == ([1, 2], AT)
+    again = await run_or_resume(graph, persistence=FileStatePersistence(path))
+    assert again.output == [[1, 2], '2024-05-06T00:00:00Z']
+
+
+@dataclass
+class Give(BaseNode[State, None, Any]):
+    async def run(self, ctx: GraphRunContext[State, None]) -> End[Any]:
+        return End((ctx.state.plain, AT))
+
+
 def returned(message: ModelMessage) -> list[Any]:
     """Return what the tools of a message returned."""
     return [part.content for part in message.parts if isinstance(part, ToolReturnPart)]

@@ -843,6 +843,16 @@ def test_a_result_that_would_be_another_ones_is_refused() -> None:
     assert error.field == 'result.data'
 
 
+def test_an_end_of_another_class_is_refused() -> None:
+    """An end is loaded as pydantic-graph's own class, so it has to be one."""
+
+    class OwnEnd(End[int]):
+        pass
+
+    error = refused(EndSnapshot(state=State(), result=OwnEnd(5), ts=STARTED))
+    assert error.field == 'result'
+
+
 @dataclass
 class Twin:
     name: str
