@@ -190,7 +190,7 @@ class RunOwnedError(_RunError):
             advice = 'wait for it, or stop that process and try again'
             if owner.is_here:
                 advice = (
-                    'that is this process, so let it go on there or call `await persistence.release()` there'
+                    'that is this process: wait for it, or call `await persistence.release()` on what has it'
                 )
             message = f'Run {run_id!r} is owned by {owner}{lease}: {advice}.'
         super().__init__(run_id, message)

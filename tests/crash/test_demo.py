@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -104,6 +105,8 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding='utf-8',
+        # whoever runs the tests in the background may have it ignored, and children inherit that
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert demo.stdout is not None
     child = next(
