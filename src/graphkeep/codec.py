@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import is_dataclass
 from datetime import datetime
 from functools import lru_cache, partial
 from typing import (
@@ -241,7 +242,7 @@ class _Shape:
             if not adapter.pydantic_complete:
                 adapter.rebuild(raise_errors=True)
         except Exception as exc:  # whatever the hooks of a type may raise while its schema is made
-            raise UnsupportedTypeError(role, type_, _unsupported(exc)) from exc
+            raise UnsupportedTypeError(role, type_, _unsupported(type_, exc)) from exc
         # as the host calls it: what the serializer below makes of aliases by default varies with its version
         self._dump_json = adapter.dump_json
         # an alias is for the outside: pydantic writes a field by its name unless told otherwise
@@ -371,12 +372,14 @@ _MAX_DEPTH: Final = 20  # how deep a culprit is looked for; a longer path helps 
 # -- what is said
 
 
-def _unsupported(exc: Exception) -> str:
+def _unsupported(type_: Any, exc: Exception) -> str:
     if isinstance(exc, pydantic.errors.PydanticUndefinedAnnotation):
         return (
             f'the annotation {exc.name!r} cannot be resolved ({exc.message}): '
             'define it in the module of the class, and not only under `TYPE_CHECKING`'
         )
+    if isinstance(type_, type) and type_.__module__ != 'builtins' and not is_dataclass(type_):
+        return f'decorate the class with `@dataclass`, or make it a pydantic model ({_reason(exc)})'
     return _reason(exc)
 
 

@@ -161,7 +161,7 @@ class RunFailedError(_RunError):
                 'Start a new run from `await persistence.last_state()`.'
             )
         else:
-            cause = f' with {error.type}: {error.message}' if error else ''
+            cause = f' with {error.type}: {error.message.rstrip(".")}' if error else ''
             message = (
                 f'Run {run_id!r} failed at {snapshot_id!r}{cause}. '
                 'Mend the cause, call `await persistence.retry()`, and resume.'

@@ -295,7 +295,7 @@ def _read_ownership(ours: Mapping[str, Any]) -> Ownership:
 
 
 def _read_owner(values: Mapping[str, Any]) -> Owner:
-    pid = int(values['pid'])
+    pid = int(values['pid']) if isinstance(values['pid'], float) else 0
     texts = [values['id'], values['host'], values['domain'], values['started']]
     if not 0 < pid < 2**31 or not all(isinstance(text, str) for text in texts):
         raise ValueError(f'owner {values!r}')
