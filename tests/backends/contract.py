@@ -90,6 +90,13 @@ class State:
 
 
 @dataclass
+class Wider(State):
+    """What the state may have become in a later version."""
+
+    note: str = ''
+
+
+@dataclass
 class Ask(BaseNode[State, Any, int]):
     """The first of two steps."""
 
@@ -610,12 +617,15 @@ class PersistenceContract(ABC):
         """An exception whose `__str__` raises is recorded as any other, and itself reaches the caller."""
         persistence, snapshot_id = await with_status(run, 'created')
         exc = Unspeakable()
-        with pytest.raises(Unspeakable) as raised:
+
+        async def raise_it() -> None:
             if host_runs:
                 await run_or_resume(graph, persistence=persistence, deps=[exc])
-            else:
-                async with persistence.record_run(snapshot_id):
-                    raise exc
+            async with persistence.record_run(snapshot_id):
+                raise exc
+
+        with pytest.raises(Unspeakable) as raised:
+            await raise_it()
         assert raised.value is exc
         record = (await persistence.load_history())[-1]
         assert record.status == run.statuses()[-1] == 'error'
@@ -945,6 +955,23 @@ class KeptInStore(KeepsHistory, KeepsCopies):
         assert run.statuses() == ['success'] * 3
         assert any(results)
         assert [record.attempt for record in await opened(run).load_history()] == [1, 1, 0]
+
+    async def test_recover_by_the_owner_itself(self, run: RunUnderTest):
+        """An instance does not take from itself what it is running: it lives."""
+        persistence, snapshot_id = await with_status(run, 'created')
+        async with persistence.record_run(snapshot_id):
+            with pytest.raises(RunOwnedError, match=r'release\(\)'):
+                await persistence.recover()
+            assert run.statuses() == ['running']
+
+    async def test_another_state_type(self, run: RunUnderTest):
+        """Naming the same nodes with another state type is another graph: states are read as of that type."""
+        await opened(run).snapshot_node(State(['x']), Ask(1))
+        persistence = run.open()
+        for type_ in (State, Wider, State):
+            persistence.set_graph_types(Graph(nodes=(Ask, Answer, Again), state_type=type_))
+            state = await persistence.last_state()
+            assert (type(state), state.items) == (type_, ['x'])
 
     async def test_a_second_end_of_a_step_is_refused(self, run: RunUnderTest):
         """A step that this instance does not have in hand cannot be ended by it."""

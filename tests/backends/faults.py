@@ -33,6 +33,7 @@ class FaultyOs:
 
     def __init__(self, hook: Callable[[Call], Any]):
         self.hook = hook
+        self.name = os.name
         self.names: list[str] = []  # and not their arguments, which are views of a buffer that has to grow
 
     def __getattr__(self, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import json
 import os
@@ -10,6 +9,8 @@ import pickle
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy as copy_of
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from graphkeep import (
     InvalidRunIdError,
     RunOwnedError,
     StorageError,
+    UnfaithfulSnapshotError,
     run_or_resume,
 )
 from tests.backends.faults import Call, FaultyOs
@@ -318,6 +320,39 @@ async def test_file_system_of_whole_seconds(file: Path, monkeypatch: pytest.Monk
         one, other = other, one
     assert times == sorted(set(times))
     assert all(time % 10**9 == 0 for time in times)
+
+
+async def test_file_system_that_keeps_its_own_times(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where the time of a file cannot be moved the commits are made all the same, and seen by their size."""
+
+    def fixed(call: Call) -> Any:
+        result = None if call.name == 'utime' else call()
+        if call.name == 'write':
+            os.utime(call.args[0], ns=(10**18, 10**18))
+        return result
+
+    monkeypatch.setattr('graphkeep.file.os', FaultyOs(fixed))
+    one, other = opened(file), opened(file)
+    for number in range(1, 4):
+        await one.snapshot_node(Tally(), Count(number))
+        assert len(await other.load_history()) == number
+
+
+async def test_without_syncing_directories(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where a directory cannot be opened, as on Windows, the file alone waits for the disk."""
+    synced: list[bool] = []
+
+    def watched(call: Call) -> Any:
+        if call.name == 'fsync':
+            synced.append(stat.S_ISDIR(os.fstat(call.args[0]).st_mode))
+        return call()
+
+    windows = FaultyOs(watched)
+    windows.name = 'nt'
+    monkeypatch.setattr('graphkeep.file.os', windows)
+    assert await finish(opened(file, durability='full'), []) == [1, 2, 3]
+    assert synced
+    assert not any(synced)
 
 
 async def test_lock_and_fork(file: Path, monkeypatch: pytest.MonkeyPatch):
@@ -670,6 +705,57 @@ async def test_failing_node_on_failing_disk(file: Path, monkeypatch: pytest.Monk
     assert step.error.type == 'ZeroDivisionError'
 
 
+async def test_next_after_a_failure_on_failing_disk(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """A failure that the disk did not take is recorded before whatever is stored next."""
+    persistence = opened(file)
+    await persistence.snapshot_node(Tally(), Count(1))
+    (record,) = await persistence.load_history()
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 -- the disk fails once the node runs
+        async with persistence.record_run(record.id):
+            monkeypatch.setattr('graphkeep.file.os', FaultyOs(Disk(file, 0, lasting=True)))
+            raise ZeroDivisionError
+    monkeypatch.setattr('graphkeep.file.os', os)
+    await persistence.snapshot_node(Tally(), Count(2))
+    assert [row['status'] for row in read(file)] == ['error', 'created']
+
+
+async def test_refused_outcome_on_failing_disk(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """If the disk fails as well when an outcome is refused, the refusal says so and is recorded later."""
+    persistence = opened(file)
+    await persistence.snapshot_node(Tally(), Count())
+    (record,) = await persistence.load_history()
+    async with persistence.record_run(record.id):
+        pass
+    monkeypatch.setattr('graphkeep.file.os', FaultyOs(Disk(file, 0, lasting=True)))
+    with pytest.raises(UnfaithfulSnapshotError) as refused:
+        await persistence.snapshot_node(Tally(), Count(True))
+    assert any('could not be recorded' in note for note in refused.value.__notes__)
+    monkeypatch.setattr('graphkeep.file.os', os)
+    assert [step.status for step in await persistence.load_history()] == ['error']
+
+
+async def test_failure_that_may_not_last(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """A failure that is written, of which it is only not certain that it lasts, is not written again."""
+    persistence = opened(file, durability='full')
+    await persistence.snapshot_node(Tally(), Count())
+    (record,) = await persistence.load_history()
+
+    def unsynced(call: Call) -> Any:
+        if call.name == 'fsync' and stat.S_ISDIR(os.fstat(call.args[0]).st_mode):
+            raise OSError(errno.EIO, 'Input/output error')
+        return call()
+
+    with pytest.raises(ZeroDivisionError) as caught:  # noqa: PT012 -- the disk fails once the node runs
+        async with persistence.record_run(record.id):
+            monkeypatch.setattr('graphkeep.file.os', FaultyOs(unsynced))
+            raise ZeroDivisionError
+    assert any('may not survive a loss of power' in note for note in caught.value.__notes__)
+    assert [row['status'] for row in read(file)] == ['error']
+    written = file.stat()
+    assert [step.status for step in await persistence.load_history()] == ['error']
+    assert file.stat() == written
+
+
 @pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='this user may write everywhere')
 async def test_read_only_directory(file: Path):
     """A directory that may not be written to is reported, and what is in it can still be read."""
@@ -780,7 +866,7 @@ def by_pickle(persistence: Persistence) -> Persistence:
 
 
 @pytest.mark.both_backends
-@pytest.mark.parametrize('copied', [copy.deepcopy, copy.copy, by_pickle])
+@pytest.mark.parametrize('copied', [deepcopy, copy_of, by_pickle])
 async def test_copies_of_an_instance(file: Path, copied: Callable[[Persistence], Persistence]):
     """A copy of an instance is one more on the same file, with the same options and nothing in hand."""
     options: dict[str, Any] = {'run_id': 'mine', 'durability': 'full', 'lease': 7, 'lock_timeout': 0.5}
@@ -812,7 +898,7 @@ class MyFile(FileStatePersistence[Tally, list[int]]):
     """A subclass that does not say what a copy is made of."""
 
 
-@pytest.mark.parametrize('copied', [copy.deepcopy, pickle.dumps])
+@pytest.mark.parametrize('copied', [deepcopy, pickle.dumps])
 def test_copies_of_a_subclass(file: Path, copied: Callable[[object], object]):
     """A subclass of which nobody knows how it is made says that it must define that itself."""
     with pytest.raises(TypeError, match='subclass of FileStatePersistence has to say'):

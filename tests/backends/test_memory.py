@@ -72,6 +72,26 @@ def loaded(data: str | bytes | bytearray) -> Full:
     return persistence
 
 
+@dataclass
+class Quiet(BaseNode[None, None, None]):
+    """Ends with nothing."""
+
+    async def run(self, ctx: GraphRunContext[None, None]) -> End[None]:
+        return End(None)
+
+
+async def test_end_with_nothing():
+    """A run without a state that ends without a result is kept as any other."""
+    persistence = FullStatePersistence[None, None]()
+    quiet = Graph(nodes=(Quiet,), name='quiet')
+    await quiet.run(Quiet(), persistence=persistence)
+    assert [snapshot.node for snapshot in persistence.history] == [Quiet(), End(None)]
+    again = FullStatePersistence[None, None]()
+    again.set_graph_types(quiet)
+    again.load_json(persistence.dump_json())
+    assert again.history == persistence.history
+
+
 # ----------------------------------------------------------------------------------------- JSON of a history
 
 
@@ -89,7 +109,7 @@ async def test_there_and_back(indent: int | None, convert: Any):
 
 
 async def test_dump_of_what_json_cannot_hold():
-    """What would be loaded as something else is refused in JSON, or with `verify=False` dumped as it comes."""
+    """What would be loaded as something else is refused in JSON, or with `verify=False` dumped as it is."""
     persistence = await finished((1, 2))
     with pytest.raises(UnfaithfulSnapshotError, match=r'state\.items\[0\]'):
         persistence.dump_json()
@@ -100,7 +120,15 @@ async def test_dump_of_what_json_cannot_hold():
 
 @pytest.mark.parametrize(
     'data',
-    ['', 'nonsense', b'\xff', '{}', '[1]', '[{}]', '[{"kind":"node","id":"x","state":1,"node":{"node_id":"Put"}}]'],
+    [
+        '',
+        'nonsense',
+        b'\xff',
+        '{}',
+        '[1]',
+        '[{}]',
+        '[{"kind":"node","id":"x","state":1,"node":{"node_id":"Put"}}]',
+    ],
 )
 async def test_load_of_something_else(data: Any):
     """What is no run, or not of this graph, is refused, and the history stays as it was."""
@@ -145,7 +173,9 @@ async def test_retry(make: Any):
     persistence = make()
     for number in (1, 2):
         with pytest.raises(ValueError, match='bad luck'):
-            await run_or_resume(graph, Put(), state=Bag(), deps=ValueError('bad luck'), persistence=persistence)
+            await run_or_resume(
+                graph, Put(), state=Bag(), deps=ValueError('bad luck'), persistence=persistence
+            )
         (record,) = await persistence.load_history()
         assert (record.status, record.attempt, len(record.attempts)) == ('error', number, number)
         await persistence.retry()

@@ -560,7 +560,15 @@ async def test_no_owner_on_record(tmp_path: Path):
     assert (await run_or_resume(graph, persistence=persistence)).output == 'done'
 
 
-NOBODY = [{'pid': 'twelve'}, {'pid': 0}, {'pid': -1}, {'pid': 2**64}, {'pid': None}, {'started': 5}, {'id': None}]
+NOBODY = [
+    {'pid': 'twelve'},
+    {'pid': 0},
+    {'pid': -1},
+    {'pid': 2**64},
+    {'pid': None},
+    {'started': 5},
+    {'id': None},
+]
 
 
 @pytest.mark.parametrize('wrong', [*NOBODY, 'pid', 'domain', 'everything'], ids=str)

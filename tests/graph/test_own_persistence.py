@@ -1,11 +1,11 @@
-"""A persistence that users wrote themselves, against pydantic-graph 1.x's contract alone, works with `Graph`."""
+"""A persistence of a user's own, written for pydantic-graph 1.x's contract alone, works with `Graph`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic_graph import BaseNode, End, GraphRunContext
@@ -67,7 +67,7 @@ class Listed(Base):
         for snapshot in self.snapshots:
             if isinstance(snapshot, NodeSnapshot) and snapshot.status == 'created':
                 snapshot.status = 'pending'
-                return snapshot
+                return cast(Any, snapshot)
         return None
 
     async def load_all(self) -> Any:

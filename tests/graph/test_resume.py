@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -85,7 +85,9 @@ def persistence(request: pytest.FixtureRequest, tmp_path: Path) -> Persistence:
     """A run of which nothing is stored, in live objects, in memory, and in a file."""
     if request.param == 'full':
         return FullStatePersistence()
-    return MemoryStore().run('run') if request.param == 'memory' else FileStatePersistence(tmp_path / 'run.json')
+    return (
+        MemoryStore().run('run') if request.param == 'memory' else FileStatePersistence(tmp_path / 'run.json')
+    )
 
 
 async def start(persistence: Persistence, deps: Any = None) -> None:
@@ -120,7 +122,7 @@ async def test_unknown(persistence: Persistence):
 
 
 async def test_failed(persistence: Persistence):
-    """A run that failed is refused with what the node raised, also where a first node is given, until `retry`."""
+    """A run that failed is refused with what the node raised, whatever is asked, until it is retried."""
 
     async def fail() -> None:
         raise OverflowError('too much')
@@ -134,6 +136,11 @@ async def test_failed(persistence: Persistence):
     assert (await run_or_resume(graph, persistence=persistence)).output == 'done'
 
 
+def never(_owner: Owner) -> bool:
+    """Be what is known of an owner on another host."""
+    return False
+
+
 @pytest.mark.parametrize('elsewhere', [True, False])
 async def test_owned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool):
     """A run that somebody has is refused with who it is: by advice to wait, or here, to call `release()`."""
@@ -144,7 +151,7 @@ async def test_owned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere:
     if elsewhere:
         # as the same file is seen by another process, to which the owner's is a living one elsewhere
         monkeypatch.setattr(owners, '_here', {})
-        monkeypatch.setattr('graphkeep.commit.is_gone', lambda _owner: False)  # pyright: ignore[reportUnknownLambdaType]
+        monkeypatch.setattr('graphkeep.commit.is_gone', never)
     with pytest.raises(RunOwnedError, match='wait for it' if elsewhere else r'release\(\)') as owned:
         await start(other)
     assert isinstance(owned.value.owner, Owner)
@@ -152,7 +159,7 @@ async def test_owned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere:
     assert await statuses(other) == ['pending']
 
 
-# ----------------------------------------------------------------------------------------- leaving a run early
+# ---------------------------------------------------------------------------------------- leaving a run early
 
 
 @pytest.mark.both_backends
@@ -196,15 +203,15 @@ async def test_node_that_returns_no_node(persistence: Persistence, by_steps: boo
     async def nothing() -> int:
         return 5
 
+    async def step_by_step() -> None:
+        async with iter_or_resume(
+            graph, Begin(), state=Trail(), deps=nothing, persistence=persistence
+        ) as run:
+            await run.next()
+            await run.next()
+
     with pytest.raises(GraphRuntimeError, match='`int`'):
-        if by_steps:
-            async with iter_or_resume(
-                graph, Begin(), state=Trail(), deps=nothing, persistence=persistence
-            ) as run:
-                await run.next()
-                await run.next()
-        else:
-            await start(persistence, nothing)
+        await (step_by_step() if by_steps else start(persistence, nothing))
     assert await statuses(persistence) == ['success', 'error']
     record = (await persistence.load_history())[-1]
     assert record.error is not None
@@ -311,12 +318,13 @@ async def test_begun_anew_meanwhile(tmp_path: Path):
 
 @pytest.mark.both_backends
 async def test_many_start(persistence: Persistence):
-    """Of tasks that start one run with an instance each one at least has the result."""
+    """Of tasks that start one run with one instance one at least has the result; no step is run twice."""
     outcomes: list[object] = []
 
     async def call() -> None:
         try:
-            outcomes.append((await run_or_resume(graph, Begin(), state=Trail(), persistence=persistence)).output)
+            result = await run_or_resume(graph, Begin(), state=Trail(), persistence=persistence)
+            outcomes.append(result.output)
         except RunOwnedError as exc:
             outcomes.append(type(exc))
 
@@ -325,14 +333,46 @@ async def test_many_start(persistence: Persistence):
             tasks.start_soon(call)
     assert 'done' in outcomes
     assert set(outcomes) <= {'done', RunOwnedError}
-    assert await statuses(persistence) == ['success'] * 4
+    assert [record.attempt for record in await persistence.load_history()] == [1, 1, 1, 0]
 
 
-# ----------------------------------------------------------------------------------------------- what is given
+# ---------------------------------------------------------------------------------------------- what is given
 
 
-@pytest.mark.parametrize('call', [run_or_resume, iter_or_resume])
-async def test_foreign_persistence(call: Callable[..., Any], tmp_path: Path):
+@dataclass
+class OneStep:
+    """Shows one step of a run, and then says that there is nothing more."""
+
+    run: Any
+
+    async def __aiter__(self) -> AsyncGenerator[Any]:
+        yield await self.run.next()
+
+    @property
+    def result(self) -> Any:
+        return self.run.result
+
+
+class Impatient(Graph[Trail, Any, str]):
+    """A graph of a user's own, whose runs stop after each step."""
+
+    @asynccontextmanager
+    async def iter_from_persistence(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any]:
+        async with super().iter_from_persistence(*args, **kwargs) as run:
+            yield OneStep(run)
+
+
+async def test_graph_that_stops_early(persistence: Persistence):
+    """Of a graph of a user's own that stops before its end no result is made up, and what it did is kept."""
+    impatient: Any = Impatient(nodes=(Begin, Go, Finish), name='impatient')
+    for done in (1, 2):
+        with pytest.raises(GraphRuntimeError, match='left before its end'):
+            await run_or_resume(impatient, Begin(), state=Trail(), persistence=persistence)
+        assert await statuses(persistence) == ['success'] * done + ['created']
+    assert (await run_or_resume(impatient, persistence=persistence)).state.steps == ALL
+
+
+async def test_foreign_persistence(tmp_path: Path):
     """What is no persistence of this library is refused, and told what was expected."""
     foreign: list[Any] = [tmp_path / 'run.json', None]
     if HAS_RUNNER:
@@ -342,12 +382,12 @@ async def test_foreign_persistence(call: Callable[..., Any], tmp_path: Path):
 
         foreign.append(SimpleStatePersistence())
     for given in foreign:
-        with pytest.raises(TypeError, match=r'must be a graphkeep\.StatePersistence, got'):
-            if call is run_or_resume:
-                await call(graph, Begin(), state=Trail(), persistence=given)
-            else:
-                async with call(graph, Begin(), state=Trail(), persistence=given):
-                    pytest.fail('it should not get here')
+        for enter in (
+            run_or_resume(graph, Begin(), state=Trail(), persistence=given),
+            iter_or_resume(graph, Begin(), state=Trail(), persistence=given).__aenter__(),
+        ):
+            with pytest.raises(TypeError, match=r'must be a graphkeep\.StatePersistence, got'):
+                await enter
 
 
 async def by_run(unnamed: Any, **options: Any) -> None:
@@ -392,7 +432,7 @@ async def test_named_after_a_local(call: Callable[..., Awaitable[None]]):
 
 @pytest.mark.parametrize('call', [held_by_none_by_run, held_by_none_by_iter])
 async def test_named_after_a_global(call: Callable[..., Awaitable[None]]):
-    """A global variable counts where no local one holds the graph; where none does it keeps having no name."""
+    """A global variable counts where no local one holds the graph; without either it has no name."""
     in_module.name = None
     await call([in_module])
     assert in_module.name == 'in_module'

@@ -123,9 +123,7 @@ async def test_span_given_to_iter_or_resume(recorder: Recorder):
     """`iter_or_resume` uses the span that it is given, whether the run is begun or goes on."""
     persistence = FullStatePersistence[None, str]()
     for name in ('first', 'second'):
-        async with iter_or_resume(
-            graph, Down(2), persistence=persistence, span=recorder.span(name)
-        ) as run:
+        async with iter_or_resume(graph, Down(2), persistence=persistence, span=recorder.span(name)) as run:
             await run.next()
             assert run._traceparent() == TRACEPARENT
     assert [e for e in recorder.events if 'node' not in e] == ['+ first', '- first', '+ second', '- second']

@@ -247,7 +247,7 @@ CASES = [
             'owner': _is_this_process,
             'until': _is_in_utc,
         },
-        ("'r1'", f'process {os.getpid()} on', 'UTC', 'let it go on there', 'release()'),
+        ("'r1'", f'process {os.getpid()} on', 'UTC', 'wait for it', 'release()'),
     ),
     Case(
         'OwnershipLostError',

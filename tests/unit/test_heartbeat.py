@@ -199,7 +199,7 @@ async def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 
 
 def test_lost_while_the_loop_is_stopped():
-    """A loss is told without waiting to a loop that is stopped, and cancels the node when the loop goes on."""
+    """A loss is told to a stopped loop without waiting, and cancels the node when the loop goes on."""
     persistence = MemoryStore().run('run')
 
     async def run() -> str:

@@ -113,10 +113,8 @@ def test_process_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch, number: i
 
 
 @on_linux
-@pytest.mark.parametrize(('exc', 'gone'), [(PermissionError, False), (ProcessLookupError, True)])
-def test_what_the_system_says_of_a_process(
-    monkeypatch: pytest.MonkeyPatch, exc: type[OSError], gone: bool
-):
+@pytest.mark.parametrize('exc, gone', [(PermissionError, False), (ProcessLookupError, True)])
+def test_what_the_system_says_of_a_process(monkeypatch: pytest.MonkeyPatch, exc: type[OSError], gone: bool):
     """A process that this one may not signal exists; one that the system does not know is gone."""
     pid = os.getppid()
     owner = altered(new_owner(Holder()), pid=pid, started=cast('Any', owners)._started(pid))

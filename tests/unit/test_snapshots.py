@@ -45,7 +45,10 @@ def test_adapter():
     """The type adapter carries a run to JSON and back, where the node types are known."""
     with node_types((Ask,)):
         adapter = build_snapshot_list_type_adapter(int, str)
-    history: Any = [NodeSnapshot[int, str](state=1, node=Ask('x')), EndSnapshot[int, str](state=1, result=End('x'))]
+    history: Any = [
+        NodeSnapshot[int, str](state=1, node=Ask('x')),
+        EndSnapshot[int, str](state=1, result=End('x')),
+    ]
     assert adapter.validate_json(adapter.dump_json(history)) == history
 
 
