@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 
@@ -87,16 +87,15 @@ class Attempt:
     """The process that ran it, where it is known."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepRecord:
+class StepRecord(NamedTuple):
     """What is known of one stored snapshot without decoding it."""
 
     id: str
     """The snapshot's id. It may recur in a run: a node that returns itself keeps its id."""
-    kind: Literal['node', 'end'] = 'node'
-    """Whether it is a node to run or the end of the run."""
     node_id: str
     """The node's id in the graph, `'End'` for the end."""
+    kind: Literal['node', 'end'] = 'node'
+    """Whether it is a node to run or the end of the run."""
     status: SnapshotStatus = 'created'
     """Where it is in the status machine; an end is `'success'` from the start."""
     seq: int = 0
@@ -124,7 +123,7 @@ class StepRecord:
 
     def numbered(self, seq: int) -> StepRecord:
         """Return the record with its place in the run."""
-        return replace(self, seq=seq)
+        return self._replace(seq=seq)
 
     def changed(self, run_id: str, change: StatusChange, owner: str | None = None) -> StepRecord:
         """Return the record after `change`.
@@ -136,25 +135,17 @@ class StepRecord:
         if self.kind == 'end' or self.status not in transition.sources:
             raise SnapshotStatusError(run_id, self.id, transition, self.status)
         if transition is START:
-            return replace(
-                self,
-                status='running',
-                start_ts=change.at,
-                duration=None,
-                attempt=self.attempt + 1,
-                owner=owner,
+            attempt = self.attempt + 1
+            return self._replace(
+                status='running', start_ts=change.at, duration=None, attempt=attempt, owner=owner
             )
         if (outcome := _OUTCOMES.get(transition.name)) is None or self.status != 'running':
-            return replace(
-                self, status=transition.target, owner=owner if transition.target == 'pending' else None
-            )
+            owner = owner if transition.target == 'pending' else None
+            return self._replace(status=transition.target, owner=owner)
         ended = Attempt(self.start_ts, change.duration, outcome, change.reason, change.error, self.owner)
-        return replace(
-            self,
-            status=transition.target,
-            duration=change.duration,
-            attempts=(*self.attempts, ended)[-KEPT_ATTEMPTS:],
-            owner=None,
+        attempts = (*self.attempts, ended)[-KEPT_ATTEMPTS:]
+        return self._replace(
+            status=transition.target, duration=change.duration, attempts=attempts, owner=None
         )
 
 

@@ -365,9 +365,8 @@ class _RunFile(LoggedRun):
         try:
             fd = os.open(temporary, flags, _MODE)
         except FileExistsError:
-            os.unlink(
-                temporary
-            )  # left by a process that was killed; nobody else is here, for the lock is held
+            # left by a process that was killed; nobody else is here, for the lock is held
+            os.unlink(temporary)
             fd = os.open(temporary, flags, _MODE)
         try:
             try:

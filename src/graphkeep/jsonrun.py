@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, cast, get_args
+
+from pydantic_core import PydanticSerializationError, to_json
 
 from .codec import Body
 from .commit import UNOWNED, Attempt, Owner, Ownership, Row, StepError, StepRecord
@@ -29,9 +31,6 @@ _STATUSES: Final = frozenset(get_args(SnapshotStatus))
 _WHITESPACE: Final = re.compile(r'[ \t\n\r]*')
 # integers as floats: ours are small, and those of the states, however long, are not looked at
 _DECODER: Final = json.JSONDecoder(parse_int=float)
-_ENCODER: Final = json.JSONEncoder(
-    separators=(',', ':')
-)  # ASCII, so that any text of an error can be written
 
 
 class Element(NamedTuple):
@@ -120,7 +119,10 @@ def _stamp(moment: datetime | None) -> str | None:
 
 
 def _json(value: Any) -> bytes:
-    return _ENCODER.encode(value).encode()
+    try:
+        return to_json(value)
+    except PydanticSerializationError:  # a lone surrogate, in an id or in what an exception says
+        return json.dumps(value, separators=(',', ':')).encode()
 
 
 # -------------------------------------------------------------------------------------------------- reading
@@ -266,10 +268,10 @@ def _read_node(values: Mapping[str, Any], snapshot_id: str, seq: int) -> tuple[S
     )
     owner = ours.get('owner')
     if status in ('pending', 'running'):
-        record = replace(record, owner=owner)
+        record = record._replace(owner=owner)
     elif status in ('success', 'error') and not record.attempts:
         outcome = 'success' if status == 'success' else 'error'
-        record = replace(record, attempts=(Attempt(started, record.duration, outcome, owner=owner),))
+        record = record._replace(attempts=(Attempt(started, record.duration, outcome, owner=owner),))
     return record, _read_ownership(ours)
 
 

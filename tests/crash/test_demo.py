@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -322,7 +321,7 @@ def test_the_table_has_a_row_for_each_attempt():
     """Attempts are rows; those of a step with several are marked; what is not known is a dash."""
     attempts = (Attempt(AT, None, 'recovered', owner='process 7 on host'), Attempt(AT, 0.5, 'success'))
     columns, rows, marked = steps_table(
-        [record(1, 'success', attempts), replace(record(2, 'running'), start_ts=AT)]
+        [record(1, 'success', attempts), record(2, 'running')._replace(start_ts=AT)]
     )
     assert len(columns) == 6
     assert rows == [
