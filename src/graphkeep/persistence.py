@@ -64,8 +64,10 @@ class StatePersistence(
     run_id: str
     """Names the run, in errors and to the node's code."""
 
-    # the change of a step that ended, on its way into one write with what comes next
-    _held: Commit | None = None
+    # a node's success, on its way into one write with what comes next
+    _ended: StatusChange | None = None
+    # a write that ends a step and failed, for the next use of this instance to try again
+    _failed: Commit | None = None
     # what `load_next` handed out and nobody has started
     _claimed: frozenset[str] = frozenset()
 
@@ -307,7 +309,7 @@ class StatePersistence(
             changes = [StatusChange(i, RELEASE, reason='never run') for i in sorted(claimed)]
             # what somebody else has taken over, or gone past, is no longer this instance's to give back
             with suppress(OwnershipLostError, SnapshotStatusError, UnknownSnapshotError):
-                await self._write_held(Commit(changes=changes, must_land=True))
+                await self._land(Commit(changes=changes, must_land=True))
 
     async def why_unresumable(self) -> GraphkeepError:
         """Return the error that says why `load_next` has nothing: unknown, finished, failed, owned."""
@@ -357,32 +359,36 @@ class StatePersistence(
         return Row(record, self._freeze(snapshot))
 
     async def _append(self, snapshot: Snapshot[StateT, RunEndT]) -> None:
-        held, self._held = self._held, None  # before the first await: it is this caller's own step
-        if held is not None and (held.rows or held.changes[0].transition is not SUCCEED):
-            await self._write_held(held)  # left over from a write that failed
-            held = None
+        ended, self._ended = self._ended, None  # before the first await: it is this caller's own step
+        if self._failed is not None:
+            await self._flush()
         try:
             row = self._row(snapshot)
         except Exception as exc:
-            if held is not None:
-                await self._fail(held, exc)
+            if ended is not None:
+                await self._fail(ended, exc)
             raise
-        if held is None:
+        if ended is None:
             _deliver(await self._commit(Commit(rows=(row,))))
         else:
-            await self._write_held(Commit(held.changes, (row,), must_land=True))
+            await self._land(Commit((ended,), (row,), must_land=True))
 
     async def _flush(self) -> None:
-        if (held := self._held) is not None:
-            self._held = None
-            await self._write_held(held)
+        """Write what is still to be written of the step before."""
+        if (failed := self._failed) is not None:
+            self._failed = None
+            await self._land(failed)
+        if (ended := self._ended) is not None:
+            self._ended = None
+            await self._land(Commit((ended,), must_land=True))
 
-    async def _write_held(self, held: Commit) -> None:
+    async def _land(self, commit: Commit) -> None:
+        """Make a commit that ends a step; if the storage fails, keep it for the next use of this instance."""
         try:
-            receipt = await self._commit(held)
+            receipt = await self._commit(commit)
         except (StorageError, LockTimeoutError) as exc:
             if _undone(exc):
-                self._held = held  # the next use of this instance tries again
+                self._failed = commit
             raise
         _deliver(receipt)
 
@@ -391,16 +397,14 @@ class StatePersistence(
 
         Does nothing if there is no such node. `snapshot_node` and `snapshot_end` do this themselves.
         """
-        held = self._held
-        if held is not None and not held.rows and held.changes[0].transition is SUCCEED:
-            self._held = None
-            await self._fail(held, exc)
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            await self._fail(ended, exc)
 
-    async def _fail(self, held: Commit, exc: Exception) -> None:
-        ended = held.changes[0]
+    async def _fail(self, ended: StatusChange, exc: Exception) -> None:
         change = StatusChange(ended.snapshot_id, FAIL, None, ended.duration, StepError.of(exc))
         try:
-            await self._write_held(Commit((change,), must_land=True))
+            await self._land(Commit((change,), must_land=True))
         except GraphkeepError as other:
             exc.add_note(f'This could not be recorded: {other}')
 
@@ -416,7 +420,7 @@ class StepRun(AbstractAsyncContextManager[None]):
 
     async def __aenter__(self) -> None:
         persistence = self._persistence
-        if persistence._held is not None:
+        if persistence._ended is not None or persistence._failed is not None:
             await persistence._flush()
         start = StatusChange(self._snapshot_id, START, persistence._now())
         self._begun = perf_counter()
@@ -447,8 +451,8 @@ class StepRun(AbstractAsyncContextManager[None]):
         if self._guard is not None and self._guard.__exit__(kind, exc, tb):
             raise self._guard.lost or OwnershipLostError(self._persistence.run_id, None) from exc
         if exc is None:
-            change = StatusChange(self._snapshot_id, SUCCEED, None, perf_counter() - self._begun)
-            self._persistence._held = Commit(changes=(change,), must_land=True)
+            duration = perf_counter() - self._begun
+            self._persistence._ended = StatusChange(self._snapshot_id, SUCCEED, None, duration)
         else:
             interrupted = await self._end(FAIL if isinstance(exc, Exception) else RELEASE, exc)
             if interrupted is not None and isinstance(exc, Exception):
@@ -469,7 +473,7 @@ class StepRun(AbstractAsyncContextManager[None]):
             return (await persistence._commit(commit)).interrupted
         except (StorageError, LockTimeoutError) as other:
             if _undone(other):
-                persistence._held = commit  # the next use of this instance tries again
+                persistence._failed = commit  # the next use of this instance tries again
             exc.add_note(f'This could not be recorded yet: {other}')
         except GraphkeepError as other:
             exc.add_note(f'This could not be recorded: {other}')

@@ -210,9 +210,8 @@ class _Claims:
             if self._fence is not None and any(
                 c.transition is RECOVER and c.snapshot_id in self._in_hand for c in commit.changes
             ):
-                raise RunOwnedError(
-                    self._backend.run_id, self._owner, None
-                )  # by this very instance, which lives
+                # by this very instance, which lives
+                raise RunOwnedError(self._backend.run_id, self._owner, None)
             in_hand = (self._in_hand | begun) - ended
             take = self._owner if any(c.transition in _TAKES for c in commit.changes) else None
             give_up = not in_hand and (self._fence is not None or take is not None)
