@@ -62,7 +62,9 @@ class _Live(StatePersistence[StateT, RunEndT]):
         else:
             for snapshot, change in [(self._changeable(change), change) for change in changes]:
                 attempt = self._change(snapshot, change)
-        if commit.rows and not self._is_there(commit):
+        if commit.rows and (
+            not (commit.unless_any or commit.unless_exists is not None) or not self._is_there(commit)
+        ):
             for row in commit.rows:
                 self._count += 1
                 self._add(row.body)
@@ -73,7 +75,7 @@ class _Live(StatePersistence[StateT, RunEndT]):
         """Whether what the commit brings need not be appended."""
         if commit.unless_any:
             return bool(self._snapshots())
-        return commit.unless_exists is not None and self._find(commit.unless_exists) is not None
+        return self._find(commit.unless_exists or '') is not None
 
     def _changeable(self, change: StatusChange) -> NodeSnapshot[StateT, RunEndT]:
         snapshot = self._find(change.snapshot_id)

@@ -123,7 +123,7 @@ class StatePersistence(
             UnfaithfulSnapshotError: if it would not be loaded as it was given. The step before it, which made
                 it, is then recorded as failed with this error.
         """
-        await self._append(cast('Snapshot[StateT, RunEndT]', NodeSnapshot(state=state, node=next_node)))
+        await self._append(NodeSnapshot(state=state, node=next_node))
 
     async def snapshot_node_if_new(
         self, snapshot_id: str, state: StateT, next_node: BaseNode[StateT, Any, RunEndT]
@@ -390,7 +390,8 @@ class StatePersistence(
             if _undone(exc):
                 self._failed = commit
             raise
-        _deliver(receipt)
+        if receipt.interrupted is not None:
+            raise receipt.interrupted
 
     async def fail_held(self, exc: Exception) -> None:
         """Record a node that returned as failed, because `exc` kept its next from being recorded.
