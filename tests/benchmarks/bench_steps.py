@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -102,6 +103,8 @@ class BareFile:
 
     path: Path
     full: bool
+    apart: float = 0.0
+    """Seconds of computing after each write, not counted: a graph does not write without a pause."""
 
     def run(self, steps: int, size: int) -> None:
         """Write what a run of this many steps writes."""
@@ -109,8 +112,14 @@ class BareFile:
         text = b''
         for _ in range(steps):
             text += snapshot
-            self._replace(text)
-            self._replace(text)
+            for _ in range(2):
+                self._replace(text)
+                self._compute()
+
+    def _compute(self) -> None:
+        until = perf_counter() + self.apart
+        while perf_counter() < until:
+            pass
 
     def _replace(self, text: bytes) -> None:
         temporary = f'{self.path}.tmp'
@@ -132,6 +141,9 @@ class BareFile:
 
 Make = Callable[[Path], Any]
 
+PAUSE = 0.0001
+APART = f'bare files, {PAUSE * 1000:g} ms apart'
+
 SUBJECTS: dict[str, dict[str, Make]] = {
     'Simple': {
         'graphkeep': lambda path: graphkeep.SimpleStatePersistence(),
@@ -149,6 +161,7 @@ SUBJECTS: dict[str, dict[str, Make]] = {
         "graphkeep, durability='full'": lambda path: graphkeep.FileStatePersistence(path, durability='full'),
         'pydantic-graph 1.x': lambda path: peer('file', 'FileStatePersistence')(path),
         'bare files': lambda path: BareFile(path, full=False),
+        APART: lambda path: BareFile(path, full=False, apart=PAUSE),
         'bare files, fsync': lambda path: BareFile(path, full=True),
     },
     'MemoryStore': {
@@ -197,7 +210,8 @@ def rounds(kind: str, steps: int, size: int, subject: str) -> int:
 def test_step(benchmark: Any, tmp_path: Path, kind: str, steps: int, size: int, subject: str) -> None:
     """A linear graph runs to its end."""
     benchmark.group = f'{kind}, {steps:,} steps, state of {size:,} bytes'
-    benchmark.extra_info.update(kind=kind, steps=steps, size=size, subject=subject)
+    idle = 2 * PAUSE if subject == APART else 0.0
+    benchmark.extra_info.update(kind=kind, steps=steps, size=size, subject=subject, idle=idle)
     make = SUBJECTS[kind][subject]
     base = MEMORY if kind == 'File in memory' else tmp_path
 

@@ -58,7 +58,8 @@ def grouped(figures: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     groups: dict[str, dict[str, float]] = {}
     for figure in figures:
         info = figure['extra_info']
-        groups.setdefault(figure['group'], {})[info['subject']] = figure['stats']['min'] / info['steps'] * 1e6
+        cost = figure['stats']['min'] / info['steps'] - info['idle']
+        groups.setdefault(figure['group'], {})[info['subject']] = cost * 1e6
     return groups
 
 
