@@ -62,9 +62,8 @@ class _Live(StatePersistence[StateT, RunEndT]):
         else:
             for snapshot, change in [(self._changeable(change), change) for change in changes]:
                 attempt = self._change(snapshot, change)
-        if commit.rows and (
-            not (commit.unless_any or commit.unless_exists is not None) or not self._is_there(commit)
-        ):
+        conditional = commit.unless_any or commit.unless_exists is not None
+        if commit.rows and not (conditional and self._is_there(commit)):
             for row in commit.rows:
                 self._count += 1
                 self._add(row.body)
