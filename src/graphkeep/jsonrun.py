@@ -20,7 +20,17 @@ from .commit import UNOWNED, Attempt, Owner, Ownership, Row, StepError, StepReco
 from .errors import CorruptSnapshotError
 from .status import SnapshotStatus
 
-__all__ = ('Element', 'Run', 'dump_run', 'parse_body', 'parse_run', 'render')
+__all__ = (
+    'Element',
+    'Run',
+    'dump_members',
+    'dump_run',
+    'parse_body',
+    'parse_run',
+    'read_ownership',
+    'read_step',
+    'render',
+)
 
 _OURS: Final = 'graphkeep'
 _KNOWN: Final = frozenset(
@@ -65,18 +75,23 @@ class Run(NamedTuple):
 
 def render(record: StepRecord, body: Body, ownership: Ownership = UNOWNED, others: bytes = b'') -> bytes:
     """Return the JSON object of one snapshot, on one line; `others` are more members, commas first."""
+    content = b',"result":' if record.kind == 'end' else b',"node":'
+    members = dump_members(record, ownership)[1:-1]
+    return b''.join((b'{"state":', body.state, content, body.node, b',', members, others, b'}'))
+
+
+def dump_members(record: StepRecord, ownership: Ownership = UNOWNED) -> bytes:
+    """Return the JSON object of a snapshot without its state and its node or result."""
     members: dict[str, Any]
     if record.kind == 'end':
-        content = b',"result":'
         members = {'ts': _stamp(record.start_ts)}
     else:
-        content = b',"node":'
         members = {'start_ts': _stamp(record.start_ts), 'duration': record.duration, 'status': record.status}
     members['kind'] = record.kind
     members['id'] = record.id
     if ours := _extras(record, ownership):
         members[_OURS] = ours
-    return b''.join((b'{"state":', body.state, content, body.node, b',', _json(members)[1:-1], others, b'}'))
+    return _json(members)
 
 
 def dump_run(rows: Iterable[Row], *, indent: int | None = None) -> bytes:
@@ -235,7 +250,8 @@ def _read(values: Mapping[str, Any], seq: int, place: str) -> tuple[StepRecord, 
     try:
         if kind == 'end':
             return _read_end(values, snapshot_id, seq)
-        return _read_node(values, snapshot_id, seq)
+        record = read_step(values, str(values['node'].get('node_id')), seq)
+        return record, read_ownership(values)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as exc:
         raise CorruptSnapshotError(
             place, f'has a member that cannot be read: {exc!r}. {_ADVICE}', snapshot_id=snapshot_id
@@ -246,10 +262,11 @@ def _read_end(values: Mapping[str, Any], snapshot_id: str, seq: int) -> tuple[St
     record = StepRecord(
         id=snapshot_id, kind='end', node_id='End', status='success', seq=seq, start_ts=_moment(values['ts'])
     )
-    return record, _read_ownership(values.get(_OURS) or {})
+    return record, read_ownership(values)
 
 
-def _read_node(values: Mapping[str, Any], snapshot_id: str, seq: int) -> tuple[StepRecord, Ownership]:
+def read_step(values: Mapping[str, Any], node_id: str, seq: int) -> StepRecord:
+    """Return what the members of a node's snapshot say of it; errors are those of a wrong type or value."""
     ours = cast('dict[str, Any]', values.get(_OURS) or {})
     status = values.get('status', 'created')
     if status not in _STATUSES:
@@ -257,8 +274,8 @@ def _read_node(values: Mapping[str, Any], snapshot_id: str, seq: int) -> tuple[S
     started = _moment(values.get('start_ts'))
     duration = values.get('duration')
     record = StepRecord(
-        id=snapshot_id,
-        node_id=str(values['node'].get('node_id')),
+        id=values['id'],
+        node_id=node_id,
         status=status,
         seq=seq,
         start_ts=started,
@@ -272,7 +289,7 @@ def _read_node(values: Mapping[str, Any], snapshot_id: str, seq: int) -> tuple[S
     elif status in ('success', 'error') and not record.attempts:
         outcome = 'success' if status == 'success' else 'error'
         record = record._replace(attempts=(Attempt(started, record.duration, outcome, owner=owner),))
-    return record, _read_ownership(ours)
+    return record
 
 
 def _read_attempt(values: Mapping[str, Any]) -> Attempt:
@@ -287,7 +304,9 @@ def _read_attempt(values: Mapping[str, Any]) -> Attempt:
     )
 
 
-def _read_ownership(ours: Mapping[str, Any]) -> Ownership:
+def read_ownership(values: Mapping[str, Any]) -> Ownership:
+    """Return the ownership that is on record with a snapshot."""
+    ours = values.get(_OURS) or {}
     if 'fence' not in ours:
         return UNOWNED
     held_by = ours.get('held_by')
@@ -297,7 +316,7 @@ def _read_ownership(ours: Mapping[str, Any]) -> Ownership:
 
 
 def _read_owner(values: Mapping[str, Any]) -> Owner:
-    pid = int(values['pid']) if isinstance(values['pid'], float) else 0
+    pid = int(values['pid']) if isinstance(values['pid'], int | float) else 0
     texts = [values['id'], values['host'], values['domain'], values['started']]
     if not 0 < pid < 2**31 or not all(isinstance(text, str) for text in texts):
         raise ValueError(f'owner {values!r}')

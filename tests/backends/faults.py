@@ -9,7 +9,22 @@ from typing import Any
 
 __all__ = ('Call', 'FaultyOs')
 
-_TOUCHING = frozenset({'open', 'write', 'close', 'stat', 'fstat', 'fsync', 'utime', 'replace', 'unlink'})
+_TOUCHING = frozenset(
+    {
+        'open',
+        'read',
+        'lseek',
+        'write',
+        'close',
+        'stat',
+        'fstat',
+        'fsync',
+        'fdatasync',
+        'utime',
+        'replace',
+        'unlink',
+    }
+)
 
 
 @dataclass

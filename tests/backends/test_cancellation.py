@@ -36,6 +36,7 @@ from graphkeep import (
 )
 from graphkeep.backend import LockBusy, RunBackend
 from graphkeep.commit import Commit, Receipt, Row, Tail
+from tests.rawfile import stored
 
 pytestmark = pytest.mark.anyio
 
@@ -242,7 +243,7 @@ class InFile(Storage):
         return watched(self.open(), reach, prompt=self.prompt)
 
     def _rows(self) -> list[dict[str, Any]]:
-        return json.loads(self.path.read_bytes()) if self.path.exists() else []
+        return stored(self.path)
 
     def nodes(self) -> list[tuple[str, str]]:
         return [(row['node']['node_id'], row['status']) for row in self._rows() if row['kind'] == 'node']

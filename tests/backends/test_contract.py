@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +27,7 @@ from tests.backends.contract import (
     Raw,
     RunUnderTest,
 )
+from tests.rawfile import stored
 
 __all__ = ()
 
@@ -51,14 +51,13 @@ def backend_of(persistence: StatePersistence[Any, Any]) -> RunBackend:
 
 
 def in_file(open_: Any, path: Path) -> RunUnderTest:
-    """Return a run in a file, which the raw reader reads as the JSON that it is."""
+    """Return a run in a file, which the raw reader reads as the JSON that it and its lock file are."""
 
     async def commit(commit_: Commit) -> Receipt:
         return backend_of(open_()).commit(commit_)
 
     def raw() -> list[Raw]:
-        rows: list[dict[str, Any]] = json.loads(path.read_bytes()) if path.exists() else []
-        return [Raw(row['id'], row['kind'], row.get('status', 'success')) for row in rows]
+        return [Raw(row['id'], row['kind'], row.get('status', 'success')) for row in stored(path)]
 
     return RunUnderTest(open_, raw, commit)
 

@@ -33,7 +33,8 @@ from graphkeep import (
     run_or_resume,
 )
 from tests.backends.faults import Call, FaultyOs
-from tests.crash.children import hour_later, read
+from tests.crash.children import hour_later
+from tests.rawfile import stored
 
 pytestmark = pytest.mark.anyio
 
@@ -103,7 +104,7 @@ async def test_layout(file: Path):
     await finish(opened(file), [])
     first, *lines, last = file.read_text().splitlines()
     assert (first, last) == ('[', ']')
-    assert [json.loads(line.removesuffix(',')) for line in lines] == read(file)
+    assert [json.loads(line.removesuffix(',')) for line in lines] == stored(file)
     assert len(lines) == 4
     assert mode(file) == 0o600
     assert beside(file) == {'run.json', '.run.json.lock'}
@@ -143,7 +144,7 @@ async def test_parents(tmp_path: Path, durability: Any):
 async def test_full_durability(file: Path, monkeypatch: pytest.MonkeyPatch):
     """With full durability the new file is on the disk before it takes its place, and that is as well."""
     calls = FaultyOs(lambda call: call())
-    monkeypatch.setattr('graphkeep.file.os', calls)
+    monkeypatch.setattr('graphkeep.runfile.os', calls)
     persistence = opened(file, durability='full')
     await persistence.snapshot_node(Tally(), Count())
     calls.names.clear()
@@ -155,7 +156,7 @@ async def test_full_durability(file: Path, monkeypatch: pytest.MonkeyPatch):
 async def test_normal_durability(file: Path, monkeypatch: pytest.MonkeyPatch):
     """Without it no commit waits for the disk."""
     calls = FaultyOs(lambda call: call())
-    monkeypatch.setattr('graphkeep.file.os', calls)
+    monkeypatch.setattr('graphkeep.runfile.os', calls)
     await finish(opened(file), [])
     assert 'fsync' not in calls.names
 
@@ -242,9 +243,10 @@ async def test_foreign_members(file: Path, again: bool):
     file.write_text(FOREIGN)
     persistence = opened(file)
     assert await persistence.load_next()
+    assert file.read_text() == FOREIGN
+    await persistence.release()
     for member in KEPT:
         assert member in file.read_text()
-    await persistence.release()
     del persistence
     if not again:
         assert await opened(file).recover() == 0
@@ -252,7 +254,7 @@ async def test_foreign_members(file: Path, again: bool):
     text = file.read_text()
     for member in [*KEPT, '{"numbers": [ 1e0 , 2.0]}', '"note": "\\u00e9\\ud83d\\ude00é"']:
         assert text.count(member) == 1, member
-    assert [row['status'] for row in read(file)[:2]] == ['success', 'success']
+    assert [row['status'] for row in stored(file)[:2]] == ['success', 'success']
 
 
 # ------------------------------------------------------------------------------------ with others on one file
@@ -280,14 +282,13 @@ async def test_clock_tick(file: Path, monkeypatch: pytest.MonkeyPatch, later: in
             os.utime(call.args[0], ns=(moments[-1], moments[-1]))
         return result
 
-    monkeypatch.setattr('graphkeep.file.os', FaultyOs(stamped))
+    monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(stamped))
     one, other = opened(file), opened(file)
     await one.snapshot_node(Tally(), Count())
     times: list[int] = []
     for _ in range(10):
         assert await one.load_next()
         assert [step.status for step in await other.load_history()] == ['pending']
-        times.append(file.stat().st_mtime_ns)
         await one.release()
         assert [step.status for step in await other.load_history()] == ['created']
         times.append(file.stat().st_mtime_ns)
@@ -307,7 +308,7 @@ async def test_file_system_of_whole_seconds(file: Path, monkeypatch: pytest.Monk
             os.utime(call.args[0], ns=(10**18, 10**18))  # all within one second
         return result
 
-    monkeypatch.setattr('graphkeep.file.os', FaultyOs(rounded))
+    monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(rounded))
     one, other = opened(file), opened(file)
     times: list[int] = []
     await one.snapshot_node(Tally(), Count())
@@ -315,7 +316,6 @@ async def test_file_system_of_whole_seconds(file: Path, monkeypatch: pytest.Monk
         times.append(file.stat().st_mtime_ns)
         assert await one.load_next()
         assert [step.status for step in await other.load_history()] == ['pending']
-        times.append(file.stat().st_mtime_ns)
         await one.release()
         one, other = other, one
     assert times == sorted(set(times))
@@ -331,7 +331,7 @@ async def test_file_system_that_keeps_its_own_times(file: Path, monkeypatch: pyt
             os.utime(call.args[0], ns=(10**18, 10**18))
         return result
 
-    monkeypatch.setattr('graphkeep.file.os', FaultyOs(fixed))
+    monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(fixed))
     one, other = opened(file), opened(file)
     for number in range(1, 4):
         await one.snapshot_node(Tally(), Count(number))
@@ -349,7 +349,7 @@ async def test_without_syncing_directories(file: Path, monkeypatch: pytest.Monke
 
     windows = FaultyOs(watched)
     windows.name = 'nt'
-    monkeypatch.setattr('graphkeep.file.os', windows)
+    monkeypatch.setattr('graphkeep.runfile.os', windows)
     assert await finish(opened(file, durability='full'), []) == [1, 2, 3]
     assert synced
     assert not any(synced)
@@ -369,7 +369,7 @@ async def test_lock_and_fork(file: Path, monkeypatch: pytest.MonkeyPatch):
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr('graphkeep.file.os', FaultyOs(forked))
+        patch.setattr('graphkeep.runfile.os', FaultyOs(forked))
         await opened(file).snapshot_node(Tally(), Count())
     try:
         await opened(file, lock_timeout=0).snapshot_node(Tally(), Count())
@@ -386,10 +386,10 @@ async def test_open_files(file: Path, monkeypatch: pytest.MonkeyPatch):
     before = len(os.listdir('/proc/self/fd'))
     await finish(opened(file.with_name('other.json')), [])
     for at in range(12):
-        monkeypatch.setattr('graphkeep.file.os', FaultyOs(Disk(file, at, lasting=True)))
+        monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(Disk(file, at, lasting=True)))
         with suppress(StorageError):
             await opened(file).snapshot_node(Tally(), Count())
-    monkeypatch.setattr('graphkeep.file.os', os)
+    monkeypatch.setattr('graphkeep.runfile.os', os)
     assert len(os.listdir('/proc/self/fd')) == before
 
 
@@ -400,14 +400,14 @@ async def test_deleted(file: Path):
     file.unlink()
     assert await persistence.load_all() == []
     assert await finish(persistence, []) == [1, 2, 3]
-    assert len(read(file)) == 4
+    assert len(stored(file)) == 4
 
 
 async def test_rewritten_in_place(file: Path):
     """What another program wrote into the file itself, without replacing it, is what goes on."""
     persistence = opened(file)
     await persistence.snapshot_node(Tally(), Count())
-    rows = read(file)
+    rows = stored(file)
     rows[0]['state']['numbers'] = [7]
     file.write_text(json.dumps(rows, indent=2))
     assert await persistence.last_state() == Tally([7])
@@ -426,17 +426,15 @@ async def test_copies_at_each_commit(file: Path, tmp_path: Path, monkeypatch: py
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr('graphkeep.file.os', FaultyOs(copied))
+        patch.setattr('graphkeep.runfile.os', FaultyOs(copied))
         await finish(opened(file), [])
-    assert len(copies) == 1 + 2 + 3 * 2 - 1, (
-        'one for the first node, one for its claim, and two for each step'
-    )
+    assert len(copies) == 1 + 3, 'one for the first node, and one for each step'
     for copy in copies:
-        done = [row['node']['number'] for row in read(copy) if row.get('status') == 'success']
+        done = [row['node']['number'] for row in stored(copy) if row.get('status') == 'success']
         log: Log = []
         assert await finish(opened(copy, clock=hour_later), log) == [1, 2, 3]
-        assert log == [n for n in (1, 2, 3) if n not in done and (len(read(copy)) == 4)]
-        assert [row.get('status') for row in read(copy)] == ['success', 'success', 'success', None]
+        assert log == [n for n in (1, 2, 3) if n not in done and (len(stored(copy)) == 4)]
+        assert [row.get('status') for row in stored(copy)] == ['success', 'success', 'success', None]
 
 
 @pytest.mark.parametrize('durability', ['full', 'normal'])
@@ -474,7 +472,7 @@ async def test_many_tasks(file: Path, instances: int):
     async with anyio.create_task_group() as tasks:
         for number in range(200):
             tasks.start_soon(several[number % instances].snapshot_node, Tally(), Count(number))
-    assert sorted(row['node']['number'] for row in read(file)) == list(range(200))
+    assert sorted(row['node']['number'] for row in stored(file)) == list(range(200))
 
 
 # ------------------------------------------------------------------------------------------ what is not a run
@@ -644,20 +642,20 @@ class Disk:
 async def test_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Any, lasting: bool):
     """Wherever a disk fails: an error says so, the file stays as it was, and later the run goes on."""
     whole = FaultyOs(lambda call: call())
-    monkeypatch.setattr('graphkeep.file.os', whole)
+    monkeypatch.setattr('graphkeep.runfile.os', whole)
     await finish(opened(tmp_path / 'whole' / 'run.json', durability=durability), [])
     failed: list[str] = []
     for at in range(len(whole.names)):
         file = tmp_path / str(at) / 'run.json'
         disk = Disk(file, at, lasting=lasting)
-        monkeypatch.setattr('graphkeep.file.os', FaultyOs(disk))
+        monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(disk))
         persistence, log = opened(file, durability=durability), Log()
         await _fail(persistence, log, disk)
         failed.append(disk.failing)
         disk.mend()
         assert await finish(persistence, log) == [1, 2, 3], (at, disk.failing)
         assert log == [1, 2, 3], (at, disk.failing)
-        assert [row.get('status') for row in read(file)] == ['success', 'success', 'success', None]
+        assert [row.get('status') for row in stored(file)] == ['success', 'success', 'success', None]
         assert beside(file) == {'run.json', '.run.json.lock'}
     assert {'open', 'write', 'close', 'stat', 'fstat', 'replace'} <= set(failed)
     assert ('fsync' in failed) == (durability == 'full')
@@ -685,7 +683,7 @@ async def test_failing_node_on_failing_disk(file: Path, monkeypatch: pytest.Monk
     @dataclass
     class Fail(BaseNode[Tally, None, int]):
         async def run(self, ctx: GraphRunContext[Tally, None]) -> End[int]:
-            monkeypatch.setattr('graphkeep.file.os', FaultyOs(Disk(file, 0, lasting=True)))
+            monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(Disk(file, 0, lasting=True)))
             raise ZeroDivisionError('by zero')
 
     persistence: FileStatePersistence[Tally, int] = FileStatePersistence(file)
@@ -697,8 +695,8 @@ async def test_failing_node_on_failing_disk(file: Path, monkeypatch: pytest.Monk
         async with persistence.record_run(snapshot.id):
             await snapshot.node.run(GraphRunContext(state=Tally(), deps=None))
     assert any('could not be recorded yet' in note for note in caught.value.__notes__)
-    assert read(file)[0]['status'] == 'running'
-    monkeypatch.setattr('graphkeep.file.os', os)
+    assert stored(file)[0]['status'] == 'running'
+    monkeypatch.setattr('graphkeep.runfile.os', os)
     (step,) = await persistence.load_history()
     assert step.status == 'error'
     assert step.error
@@ -712,11 +710,11 @@ async def test_next_after_a_failure_on_failing_disk(file: Path, monkeypatch: pyt
     (record,) = await persistence.load_history()
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 -- the disk fails once the node runs
         async with persistence.record_run(record.id):
-            monkeypatch.setattr('graphkeep.file.os', FaultyOs(Disk(file, 0, lasting=True)))
+            monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(Disk(file, 0, lasting=True)))
             raise ZeroDivisionError
-    monkeypatch.setattr('graphkeep.file.os', os)
+    monkeypatch.setattr('graphkeep.runfile.os', os)
     await persistence.snapshot_node(Tally(), Count(2))
-    assert [row['status'] for row in read(file)] == ['error', 'created']
+    assert [row['status'] for row in stored(file)] == ['error', 'created']
 
 
 async def test_refused_outcome_on_failing_disk(file: Path, monkeypatch: pytest.MonkeyPatch):
@@ -726,11 +724,11 @@ async def test_refused_outcome_on_failing_disk(file: Path, monkeypatch: pytest.M
     (record,) = await persistence.load_history()
     async with persistence.record_run(record.id):
         pass
-    monkeypatch.setattr('graphkeep.file.os', FaultyOs(Disk(file, 0, lasting=True)))
+    monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(Disk(file, 0, lasting=True)))
     with pytest.raises(UnfaithfulSnapshotError) as refused:
         await persistence.snapshot_node(Tally(), Count(True))
     assert any('could not be recorded' in note for note in refused.value.__notes__)
-    monkeypatch.setattr('graphkeep.file.os', os)
+    monkeypatch.setattr('graphkeep.runfile.os', os)
     assert [step.status for step in await persistence.load_history()] == ['error']
 
 
@@ -747,10 +745,10 @@ async def test_failure_that_may_not_last(file: Path, monkeypatch: pytest.MonkeyP
 
     with pytest.raises(ZeroDivisionError) as caught:  # noqa: PT012 -- the disk fails once the node runs
         async with persistence.record_run(record.id):
-            monkeypatch.setattr('graphkeep.file.os', FaultyOs(unsynced))
+            monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(unsynced))
             raise ZeroDivisionError
     assert any('may not survive a loss of power' in note for note in caught.value.__notes__)
-    assert [row['status'] for row in read(file)] == ['error']
+    assert [row['status'] for row in stored(file)] == ['error']
     written = file.stat()
     assert [step.status for step in await persistence.load_history()] == ['error']
     assert file.stat() == written
@@ -816,7 +814,7 @@ async def test_accepted_run_id(tmp_path: Path, run_id: str):
     assert persistence.run_id == run_id
     assert await finish(persistence, []) == [1, 2, 3]  # pyright: ignore[reportArgumentType]
     assert {path.name[:1] for path in (tmp_path / 'runs').iterdir()} == {store.path(run_id).name[:1], '.'}
-    assert len(read(store.path(run_id))) == 4
+    assert len(stored(store.path(run_id))) == 4
     again = FileStore(tmp_path / 'runs').run(run_id)
     again.set_graph_types(graph)
     assert len(await again.load_all()) == 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -21,7 +20,7 @@ from typing import Any
 import anyio
 from pydantic_graph import BaseNode, End, GraphRunContext
 
-import graphkeep.file
+import graphkeep.runfile
 from graphkeep import FileStatePersistence, Graph, GraphkeepError, run_or_resume
 from graphkeep.snapshots import now_utc
 from tests.backends.faults import Call, FaultyOs
@@ -43,7 +42,6 @@ __all__ = (
     'heard',
     'hour_later',
     'logged',
-    'read',
     'run_chain',
 )
 
@@ -92,11 +90,6 @@ def _log(log: Path, line: object) -> None:
 def logged(log: Path) -> Counter[int]:
     """Return how often each node of the chain was run."""
     return Counter(int(line) for line in log.read_text().split()) if log.exists() else Counter()
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """Return the snapshots in the file, as any program that knows JSON sees them."""
-    return json.loads(file.read_bytes()) if file.exists() else []
 
 
 def hour_later(hours: float = 1) -> datetime:
@@ -162,7 +155,7 @@ def finish_dying(file: Path, log: Path, at: int, how: str, ready: Connection) ->
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    graphkeep.file.os = FaultyOs(die)
+    graphkeep.runfile.os = FaultyOs(die)
     anyio.run(run_chain, file, log, 0)
     ready.send('survived')
 
@@ -215,5 +208,5 @@ def hang_in_lock(file: Path, log: Path, parent: Connection) -> None:
         return call()
 
     told: list[bool] = []
-    graphkeep.file.os = FaultyOs(stop)
+    graphkeep.runfile.os = FaultyOs(stop)
     parent.send(anyio.run(partial(run_chain, file, log, 0)))

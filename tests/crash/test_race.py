@@ -15,7 +15,8 @@ import pytest
 
 from graphkeep import FileStatePersistence, RunOwnedError, SnapshotStatusError
 from tests.counts import count
-from tests.crash.children import ANSWER, PROCESSES, Step, Trail, chain, child, heard, logged, read, run_chain
+from tests.crash.children import ANSWER, PROCESSES, Step, Trail, chain, child, heard, logged, run_chain
+from tests.rawfile import stored
 
 RACERS = 8
 
@@ -70,7 +71,7 @@ def test_start(tmp_path: Path):
     assert len(outcomes) == len(files)
     for file, outcome in zip(files, outcomes, strict=True):
         assert Counter(outcome)['won'] == 1, outcome
-        assert [row['status'] for row in read(file)] == ['success', 'created']
+        assert [row['status'] for row in stored(file)] == ['success', 'created']
 
 
 async def _stored(file: Path) -> tuple[str, bytes]:
@@ -90,7 +91,7 @@ def test_run_or_resume(tmp_path: Path):
         assert ANSWER in outcome
         assert all(one in (ANSWER, 'RunOwnedError', 'SnapshotStatusError') for one in outcome), outcome
         assert logged(file.with_suffix('.log')) == Counter(ANSWER)
-        *steps, end = read(file)
+        *steps, end = stored(file)
         assert [row['node']['number'] for row in steps] == ANSWER
         assert {row['status'] for row in steps} == {'success'}
         assert end['result']['data'] == ANSWER

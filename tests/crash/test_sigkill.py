@@ -25,9 +25,9 @@ from tests.crash.children import (
     finish_dying,
     heard,
     logged,
-    read,
     run_chain,
 )
+from tests.rawfile import stored
 
 KILLS = count(300)
 STRIDE = 1 if FULL else 7
@@ -46,7 +46,7 @@ class Witness:
 
     def look(self) -> str:
         """Check the promises so far, and return where the run is."""
-        rows = read(self.file)
+        rows = stored(self.file)
         ids = [row['id'] for row in rows]
         assert ids[: len(self.ids)] == self.ids, 'a committed snapshot is gone'
         self.ids = ids
@@ -71,7 +71,7 @@ class Witness:
         """Finish the run in this process and check what it came to."""
         assert anyio.run(run_chain, self.file, self.log, weight) == ANSWER
         assert self.look() == 'after the end'
-        *steps, end = read(self.file)
+        *steps, end = stored(self.file)
         assert [row['node']['number'] for row in steps] == ANSWER
         assert {row['status'] for row in steps} == {'success'}
         assert [len(row['state']['numbers']) for row in steps] == list(range(LENGTH))

@@ -24,9 +24,9 @@ from tests.crash.children import (
     hang_in_node,
     heard,
     hour_later,
-    read,
     run_chain,
 )
+from tests.rawfile import stored
 
 
 async def _take_over(file: Path, hours: float) -> str:
@@ -76,7 +76,7 @@ def test_stopped_in_a_node(tmp_path: Path, lease: float, said: list[str]):
             assert [heard(near) for _ in said] == said
             process.join()
         assert file.read_bytes() == finished
-        step, end = read(file)
+        step, end = stored(file)
         assert (step['status'], end['result']['data']) == ('success', 'taken over')
         assert [a['outcome'] for a in step['graphkeep']['attempts']] == ['recovered', 'success']
 
@@ -86,13 +86,13 @@ def test_lives_on(tmp_path: Path):
     file = tmp_path / 'run.json'
     with child(hang_in_node, file, 0.3) as (process, near):
         assert heard(near) == 'in the node'
-        (first,) = read(file)
-        _wait_until(lambda: read(file)[0]['graphkeep']['expires'] > first['graphkeep']['expires'])
-        before = read(file)[0]
+        (first,) = stored(file)
+        _wait_until(lambda: stored(file)[0]['graphkeep']['expires'] > first['graphkeep']['expires'])
+        before = stored(file)[0]
         for intrude in (_take_over, _recover):
             with pytest.raises(RunOwnedError, match=f'process {process.pid}'):
                 anyio.run(intrude, file, 0)
-        assert (read(file)[0]['status'], before['status']) == ('running', 'running')
+        assert (stored(file)[0]['status'], before['status']) == ('running', 'running')
         near.send('done')
         assert heard(near) == 'done'
 

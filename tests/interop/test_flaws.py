@@ -160,7 +160,7 @@ def half_written(monkeypatch: pytest.MonkeyPatch) -> None:
             opened.write(data[: len(data) // 2])
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('graphkeep.file.os', FaultyOs(half))
+    monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(half))
     monkeypatch.setattr(Path, 'write_bytes', write_half)
 
 
@@ -188,7 +188,7 @@ def _die_writing(name: str, file: Path, _: Connection) -> None:
     async def main() -> None:
         await typed(going, LIBRARIES[name].file(file)).snapshot_node(Note(), Go())
 
-    graphkeep.file.os = FaultyOs(lambda call: die() if call.name == 'write' else call())
+    graphkeep.runfile.os = FaultyOs(lambda call: die() if call.name == 'write' else call())
     setattr(Path, 'write_bytes', die)  # noqa: B010 - only the peer writes like this
     anyio.run(main)
 

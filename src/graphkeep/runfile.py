@@ -1,0 +1,396 @@
+"""One run in one JSON file: what is read, replaced and locked."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Final, NamedTuple
+
+from filelock import lock_descriptor, unlock_descriptor
+
+from .backend import Applied, LockBusy, LoggedRun, RunLog
+from .codec import Body
+from .commit import UNOWNED, Commit, Ownership, Receipt, Row, StepRecord, Tail
+from .errors import CorruptSnapshotError, StorageError
+from .inhand import AT, LENGTH, InHand, last_number, read_in_hand
+from .jsonrun import parse_body, parse_run, render
+
+__all__ = ('RunFile',)
+
+_MODE: Final = 0o600
+_PROMPT: Final = 0.001
+# seconds: what is quicker is not worth a switch of threads, which costs about a tenth of it
+_LATER: Final = (1_000, 1_000_000, 2_000_000_000)
+# nanoseconds: as finely as file systems tell time, or do not
+_BINARY: Final = getattr(os, 'O_BINARY', 0)
+_NOFOLLOW: Final = getattr(os, 'O_NOFOLLOW', 0)
+_IN_HAND: Final = frozenset({'pending', 'running'})
+
+
+class _Version(NamedTuple):
+    """Tells one content of a file from another; writers see to it that the time grows with every one."""
+
+    inode: int
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> _Version:
+        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+class RunFile(LoggedRun):
+    """One run in one file.
+
+    Its text is kept at hand, so that a commit renders only what it changes and never parses; it is read anew
+    when somebody else has written. What is in hand is kept in the lock file, see `inhand`.
+    """
+
+    def __init__(self, path: Path, run_id: str, clock: Callable[[], datetime], *, durable: bool):
+        self.run_id = run_id
+        self.clock = clock
+        self.prompt = False
+        self.log = RunLog(run_id, clock)
+        self._given = path
+        self._durable = durable
+        self._mutex = threading.Lock()
+        self._version: _Version | None = None
+        self._forget()
+
+    @cached_property
+    def _path(self) -> str:
+        # through links, so that a commit replaces the file and not a link to it
+        return os.path.realpath(self._given)
+
+    @cached_property
+    def _temporary(self) -> str:
+        return self._beside('tmp')
+
+    @cached_property
+    def _lock_name(self) -> str:
+        return self._beside('lock')
+
+    def _beside(self, suffix: str) -> str:
+        directory, name = os.path.split(self._path)
+        return os.path.join(directory, f'.{name}.{suffix}')
+
+    # ------------------------------------------------------------------------------------------- the backend
+
+    def commit(self, commit: Commit) -> Receipt:
+        """Apply the commit whole, or raise and change nothing."""
+        with self._mutex, self._timed(), self._reporting('write'), self._lock() as lock:
+            self._refresh(lock)
+            applied = self.log.apply(commit)
+            changes = applied.changed or applied.appended or applied.ownership != self.log.ownership
+            if changes and not self._note(lock, applied):
+                self._store(applied)
+            return applied.receipt
+
+    def tail(self) -> Tail:
+        """Return the end of the run."""
+        with self._mutex, self._timed(), self._reporting('read'):
+            self._refresh_unlocked()
+            return self._tail()
+
+    def rows(self) -> list[Row]:
+        """Return every row, oldest first."""
+        with self._mutex, self._timed(), self._reporting('read'):
+            self._refresh_unlocked()
+            return self._rows()
+
+    def body(self, index: int) -> Body:
+        """Return the body of the row at this position."""
+        return self._content(index)[0]
+
+    # ---------------------------------------------------------------------------------------------- the text
+
+    def _forget(self) -> None:
+        self.log.load((), UNOWNED)
+        self._text = bytearray(b'[\n')
+        self._begins: list[int] = []
+        self._contents: dict[int, tuple[Body, bytes]] = {}  # of rows that may still change
+        self._owned_at: int | None = None  # the row that the ownership is on record with
+        self._filed = UNOWNED  # that ownership
+        self._slots = b''
+        self._held: dict[int, tuple[StepRecord, StepRecord]] = {}  # see `InHand.held`
+
+    def _content(self, index: int) -> tuple[Body, bytes]:
+        content = self._contents.get(index)
+        return content if content is not None else parse_body(self._element(index))
+
+    def _element(self, index: int) -> bytes:
+        end = self._begins[index + 1] - 2 if index + 1 < len(self._begins) else len(self._text)
+        return bytes(self._text[self._begins[index] : end])
+
+    def _after(self, applied: Applied) -> InHand | None:
+        """Return what is in hand after the commit, if that is all that it changes."""
+        if applied.appended or applied.ownership.fence <= self._filed.fence:
+            return None
+        if any(record.status not in _IN_HAND for record in applied.changed.values()):
+            return None
+        filed = {index: was for index, (was, _) in self._held.items()}
+        now = {index: record for index, (_, record) in self._held.items()} | applied.changed
+        held = {index: (filed.get(index, self.log.records[index]), record) for index, record in now.items()}
+        return InHand(last_number(self._slots) + 1, applied.ownership, held) if held else None
+
+    def _note(self, lock: int, applied: Applied) -> bool:
+        """Write what the commit makes of the run into the lock file; return whether that is the place."""
+        if (in_hand := self._after(applied)) is None or (written := in_hand.write(self._slots)) is None:
+            return False
+        at, line, slots = written
+        os.lseek(lock, at, os.SEEK_SET)
+        _write_all(lock, memoryview(line), len(line))
+        anew, self._slots = not self._slots, slots
+        self._held = dict(in_hand.held)
+        self.log.accept(applied)
+        if self._durable:
+            with self._lasting(applied.receipt):
+                getattr(os, 'fdatasync', os.fsync)(lock)
+                if anew:
+                    _sync_directory(os.path.dirname(self._path))
+        return True
+
+    def _store(self, applied: Applied) -> None:
+        """Write what the commit makes of the run, and only then take it over."""
+        owned_at = self._owned_at
+        dirty = {index: record for index, (_, record) in self._held.items()} | applied.changed
+        if applied.ownership != self._filed:
+            if owned_at is not None and self._filed.owner is not None:
+                dirty.setdefault(owned_at, self.log.records[owned_at])
+            owned_at = next(reversed(applied.changed), owned_at)
+        first = min(dirty, default=len(self.log.records))
+        elements: list[bytes] = []
+        for index in range(first, len(self.log.records)):
+            if (record := dirty.get(index)) is None:
+                elements.append(self._element(index))
+            else:
+                body, others = self._content(index)
+                elements.append(
+                    render(record, body, applied.ownership if index == owned_at else UNOWNED, others)
+                )
+        elements += [render(row.record, row.body) for row in applied.appended]
+        keep = self._begins[first] if first < len(self._begins) else len(self._text)
+        changed = (
+            b',\n'.join(elements)
+            if first < len(self._begins) or not first
+            else b',\n' + b',\n'.join(elements)
+        )
+        version = self._replace(keep, changed)
+        self._take_over(applied, first, keep, changed, elements)
+        self._owned_at, self._filed = owned_at, applied.ownership
+        self._held = {}
+        self._version = version
+        if self._durable:
+            with self._lasting(applied.receipt):
+                _sync_directory(os.path.dirname(self._path))
+
+    def _take_over(
+        self, applied: Applied, first: int, keep: int, changed: bytes, elements: Sequence[bytes]
+    ) -> None:
+        at = keep + len(changed) - sum(map(len, elements)) - 2 * (len(elements) - 1)
+        self._text[keep:] = changed
+        del self._begins[first:]
+        for element in elements:
+            self._begins.append(at)
+            at += len(element) + 2
+        count = len(self.log.records)
+        self.log.accept(applied)
+        for index, record in applied.changed.items():
+            if record.status in ('success', 'error'):
+                self._contents.pop(index, None)
+        for index, row in enumerate(applied.appended, start=count):
+            if row.record.kind == 'node':
+                self._contents[index] = (row.body, b'')
+
+    # ---------------------------------------------------------------------------------------------- the file
+
+    def _refresh_unlocked(self) -> None:
+        try:
+            lock = os.open(self._lock_name, os.O_RDONLY | _BINARY | _NOFOLLOW)
+        except FileNotFoundError:
+            self._refresh(None)
+            return
+        try:
+            self._refresh(lock)
+        finally:
+            os.close(lock)
+
+    def _refresh(self, lock: int | None) -> None:
+        """Read what is not at hand as it is.
+
+        The file first: what is in hand of a later one does not count, so that what is read without holding
+        the lock is how the run was at one moment.
+        """
+        changed = self._refresh_file()
+        slots = b''
+        if lock is not None:
+            os.lseek(lock, AT, os.SEEK_SET)
+            slots = os.read(lock, LENGTH)
+        if changed or slots != self._slots:
+            self._take_in_hand(slots)
+
+    def _refresh_file(self) -> bool:
+        """Read the file if it is not the one that is at hand; return whether it was not."""
+        try:
+            stat = os.stat(self._path)
+        except FileNotFoundError:
+            if self._version is None:
+                return False
+            self._version = None
+            self._forget()
+            return True
+        if _Version.of(stat) == self._version:
+            return False
+        with open(self._path, 'rb') as file:
+            version = _Version.of(os.fstat(file.fileno()))
+            data = file.read()
+        self._load(data)
+        self._version = version
+        return True
+
+    def _take_in_hand(self, slots: bytes) -> None:
+        """Replace what is in hand by what the slots say."""
+        self._set({index: was for index, (was, _) in self._held.items()}, self._filed)
+        self._held = {}
+        self._slots = slots
+        try:
+            in_hand = read_in_hand(slots, self.log.records, self._filed.fence)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as exc:
+            self._version = None  # so that the next use looks again
+            raise CorruptSnapshotError(
+                self._lock_name,
+                f'is no lock file of this version: {exc!r}. Delete it once no process uses the run any more',
+            ) from exc
+        if in_hand is not None:
+            self._held = dict(in_hand.held)
+            self._set({index: record for index, (_, record) in self._held.items()}, in_hand.ownership)
+
+    def _set(self, records: dict[int, StepRecord], ownership: Ownership) -> None:
+        self.log.accept(Applied(records, [], ownership, Receipt()))
+
+    def _load(self, data: bytes) -> None:
+        run = parse_run(data, place=str(self._given))
+        self._forget()
+        self._owned_at = run.owned_at
+        self._filed = UNOWNED if run.owned_at is None else run.elements[run.owned_at].ownership
+        self.log.load((element.row.record for element in run.elements), self._filed)
+        at = len(self._text)
+        for element in run.elements:
+            self._begins.append(at)
+            at += len(element.text) + 2
+        self._text += b',\n'.join(element.text for element in run.elements)
+
+    def _replace(self, keep: int, changed: bytes) -> _Version:
+        """Replace the file by one with the first `keep` bytes of the text at hand and the changed rest."""
+        temporary = self._temporary
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY | _NOFOLLOW
+        try:
+            fd = os.open(temporary, flags, _MODE)
+        except FileExistsError:
+            # left by a process that was killed; nobody else is here, for the lock is held
+            os.unlink(temporary)
+            fd = os.open(temporary, flags, _MODE)
+        try:
+            try:
+                version = self._fill(fd, keep, changed)
+            finally:
+                os.close(fd)
+            os.replace(temporary, self._path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        return version
+
+    def _fill(self, fd: int, keep: int, changed: bytes) -> _Version:
+        with memoryview(self._text) as text:
+            _write_all(fd, text, keep)
+        with memoryview(changed + b'\n]\n') as rest:
+            _write_all(fd, rest, len(rest))
+        stat = os.fstat(fd)
+        for step in _LATER:
+            if self._version is None or stat.st_mtime_ns > self._version.modified:
+                break
+            # the clock of the file system is coarser than two commits are apart; see _Version
+            later = self._version.modified + step
+            os.utime(fd, ns=(later, later))
+            stat = os.fstat(fd)
+        if self._durable:
+            os.fsync(fd)
+        return _Version.of(stat)
+
+    @contextmanager
+    def _lock(self) -> Generator[int]:
+        name = self._lock_name
+        flags = os.O_RDWR | os.O_CREAT | _BINARY | _NOFOLLOW
+        try:
+            fd = os.open(name, flags, _MODE)
+        except FileNotFoundError:
+            _make_directory(os.path.dirname(self._path), durable=self._durable)
+            fd = os.open(name, flags, _MODE)
+        try:
+            if not lock_descriptor(fd, blocking=False):
+                raise LockBusy
+            try:
+                yield fd
+            finally:
+                unlock_descriptor(fd)  # a child that was forked meanwhile has the descriptor too
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def _lasting(self, receipt: Receipt) -> Generator[None]:
+        """Tell that the commit was made when it may only not last."""
+        try:
+            yield
+        except OSError as exc:
+            raise StorageError(str(self._given), 'make durable', exc, receipt=receipt) from exc
+
+    @contextmanager
+    def _timed(self) -> Generator[None]:
+        begun = perf_counter()
+        yield
+        self.prompt = not self._durable and perf_counter() - begun < _PROMPT
+
+    @contextmanager
+    def _reporting(self, doing: str) -> Generator[None]:
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as exc:
+            raise StorageError(str(self._given), doing, exc) from exc
+
+
+def _write_all(fd: int, data: memoryview, end: int) -> None:
+    at = 0
+    while at < end:
+        with data[
+            at:end
+        ] as rest:  # released even if an error keeps this frame, so that the text can go on growing
+            at += os.write(fd, rest)
+
+
+def _make_directory(directory: str, *, durable: bool) -> None:
+    path = Path(directory)
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    if durable:
+        for made in missing:
+            _sync_directory(str(made.parent))
+
+
+def _sync_directory(path: str) -> None:
+    if os.name == 'nt':
+        return  # there is no such thing there; a rename is as durable as the file system makes it
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
