@@ -21,7 +21,7 @@ from pydantic_core import to_json
 from .commit import Ownership, StepRecord
 from .jsonrun import dump_members, read_ownership, read_step
 
-__all__ = ('AT', 'LENGTH', 'InHand', 'last_number', 'read_in_hand')
+__all__ = ('AT', 'LENGTH', 'InHand', 'read_in_hand')
 
 _SLOT: Final = 4096  # bytes: within one page, so that no signal comes between two parts of one
 AT: Final = _SLOT
@@ -55,13 +55,8 @@ class InHand(NamedTuple):
         return AT + at, line, slots.ljust(at, b'\0')[:at] + line + slots[at + len(line) :]
 
 
-def last_number(slots: bytes) -> int:
-    """Return the number of the newest entry, 0 if there is none."""
-    return max((entry['number'] for entry in _entries(slots)), default=0)
-
-
-def read_in_hand(slots: bytes, filed: Sequence[StepRecord], fence: int) -> InHand | None:
-    """Return what is in hand.
+def read_in_hand(slots: bytes, filed: Sequence[StepRecord], fence: int) -> tuple[int, InHand | None]:
+    """Return the number of the newest entry, 0 if there is none, and what is in hand.
 
     Args:
         slots: What the slots hold.
@@ -73,19 +68,22 @@ def read_in_hand(slots: bytes, filed: Sequence[StepRecord], fence: int) -> InHan
     """
     entry = max(_entries(slots), key=lambda entry: entry['number'], default=None)
     if entry is None:
-        return None
+        return 0, None
+    nothing = entry['number'], None
     held: dict[int, tuple[StepRecord, StepRecord]] = {}
     ownership = Ownership()
     for row in entry['rows']:
         position = row['seq'] - 1
         if not 0 <= position < len(filed):
-            return None
+            return nothing
         was = filed[position]
         if [was.id, was.status, was.attempt] != [row['id'], *row['was']]:
-            return None
+            return nothing
         held[position] = was, read_step(row, was.node_id, was.seq)
         ownership = read_ownership(row)
-    return InHand(entry['number'], ownership, held) if ownership.fence > fence else None
+    if ownership.fence <= fence:
+        return nothing
+    return entry['number'], InHand(entry['number'], ownership, held)
 
 
 def _entries(slots: bytes) -> list[dict[str, Any]]:

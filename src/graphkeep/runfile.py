@@ -18,7 +18,7 @@ from .backend import Applied, LockBusy, LoggedRun, RunLog
 from .codec import Body
 from .commit import UNOWNED, Commit, Ownership, Receipt, Row, StepRecord, Tail
 from .errors import CorruptSnapshotError, StorageError
-from .inhand import AT, LENGTH, InHand, last_number, read_in_hand
+from .inhand import AT, LENGTH, InHand, read_in_hand
 from .jsonrun import parse_body, parse_run, render
 
 __all__ = ('RunFile',)
@@ -118,6 +118,7 @@ class RunFile(LoggedRun):
         self._owned_at: int | None = None  # the row that the ownership is on record with
         self._filed = UNOWNED  # that ownership
         self._slots = b''
+        self._number = 0  # of the newest entry in them
         self._held: dict[int, tuple[StepRecord, StepRecord]] = {}  # see `InHand.held`
 
     def _content(self, index: int) -> tuple[Body, bytes]:
@@ -137,7 +138,7 @@ class RunFile(LoggedRun):
         filed = {index: was for index, (was, _) in self._held.items()}
         now = {index: record for index, (_, record) in self._held.items()} | applied.changed
         held = {index: (filed.get(index, self.log.records[index]), record) for index, record in now.items()}
-        return InHand(last_number(self._slots) + 1, applied.ownership, held) if held else None
+        return InHand(self._number + 1, applied.ownership, held) if held else None
 
     def _note(self, lock: int, applied: Applied) -> bool:
         """Write what the commit makes of the run into the lock file; return whether that is the place."""
@@ -146,7 +147,7 @@ class RunFile(LoggedRun):
         at, line, slots = written
         os.lseek(lock, at, os.SEEK_SET)
         _write_all(lock, memoryview(line), len(line))
-        anew, self._slots = not self._slots, slots
+        anew, self._slots, self._number = not self._slots, slots, in_hand.number
         self._held = dict(in_hand.held)
         self.log.accept(applied)
         if self._durable:
@@ -260,7 +261,7 @@ class RunFile(LoggedRun):
         self._held = {}
         self._slots = slots
         try:
-            in_hand = read_in_hand(slots, self.log.records, self._filed.fence)
+            self._number, in_hand = read_in_hand(slots, self.log.records, self._filed.fence)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as exc:
             self._version = None  # so that the next use looks again
             raise CorruptSnapshotError(

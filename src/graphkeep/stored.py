@@ -215,7 +215,7 @@ class _Claims:
             in_hand = (self._in_hand | begun) - ended
             take = self._owner if any(c.transition in _TAKES for c in commit.changes) else None
             give_up = not in_hand and (self._fence is not None or take is not None)
-            commit = replace(commit, writer=Writer(self._fence, take, self._lease, give_up))
+            commit = commit.by(Writer(self._fence, take, self._lease, give_up))
             undurable: StorageError | None = None
             try:
                 receipt = self._backend.commit(commit)

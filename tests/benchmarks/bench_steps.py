@@ -99,7 +99,7 @@ class Nothing(Base):
 
 @dataclass
 class BareFile:
-    """The limit of a file: per step, two files as large as the run by then, each replacing the last."""
+    """The limit of a file: per step, a claim written in place, and a file as large as the run by then."""
 
     path: Path
     full: bool
@@ -110,11 +110,19 @@ class BareFile:
         """Write what a run of this many steps writes."""
         snapshot = b'x' * (size + 330)
         text = b''
-        for _ in range(steps):
-            text += snapshot
-            for _ in range(2):
+        claims = os.open(f'{self.path}.claims', os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            for _ in range(steps):
+                text += snapshot
+                os.lseek(claims, 0, os.SEEK_SET)
+                os.write(claims, b'x' * 500)
+                if self.full:
+                    os.fdatasync(claims)
+                self._compute()
                 self._replace(text)
                 self._compute()
+        finally:
+            os.close(claims)
 
     def _compute(self) -> None:
         until = perf_counter() + self.apart

@@ -26,7 +26,7 @@ from pydantic_graph import BaseNode, End, GraphRunContext
 from pydantic_graph.exceptions import GraphRuntimeError
 
 import graphkeep
-import graphkeep.file
+import graphkeep.runfile
 from graphkeep import Graph, GraphNodeStatusError
 from graphkeep._host import HAS_RUNNER
 from tests.backends.faults import Call, FaultyOs
@@ -247,7 +247,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Collect the sizes of all JSON that is read from the file or given to pydantic."""
     sizes: list[int] = []
     read_bytes, validate_json = Path.read_bytes, TypeAdapter[Any].validate_json
-    parse_body = graphkeep.file.parse_body
+    parse_body = graphkeep.runfile.parse_body
 
     def reading(path: Path) -> bytes:
         sizes.append(path.stat().st_size)
@@ -265,9 +265,9 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(len(text))
         return parse_body(text)
 
-    monkeypatch.setattr('graphkeep.file.parse_body', parsing)
+    monkeypatch.setattr('graphkeep.runfile.parse_body', parsing)
     monkeypatch.setattr(Path, 'read_bytes', reading)
-    monkeypatch.setattr('graphkeep.file.open', opening, raising=False)
+    monkeypatch.setattr('graphkeep.runfile.open', opening, raising=False)
     monkeypatch.setattr(TypeAdapter, 'validate_json', validating)
     return sizes
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from graphkeep._host import HAS_RUNNER
-from tests.crash.children import read
+from tests.rawfile import stored
 
 PROGRAM = Path(__file__).with_name('program.py')
 
@@ -49,10 +49,10 @@ def test_begun_by_peer(one: Path, two: Path, tmp_path: Path):
     """A run that pydantic-graph 1.x's own class began on 1.x is finished by graphkeep's `Graph` on 2.x."""
     file = tmp_path / 'run.json'
     assert _call(one, 'peer', 'begin', file) == 'stopped at Middle\n'
-    begun = read(file)
+    begun = stored(file)
     assert [row['status'] for row in begun] == ['success', 'created']
     assert _call(two, 'ours', 'finish', file) == 'the state is whole, and the result is 3 nodes\n'
-    finished = read(file)
+    finished = stored(file)
     assert finished[0] == begun[0]
     assert [row.get('status') for row in finished] == ['success', 'success', 'success', None]
     assert [row['state'] for row in finished][1] == begun[1]['state']
@@ -63,10 +63,10 @@ def test_finished_by_peer(request: pytest.FixtureRequest, one: Path, host: str, 
     """A run that graphkeep began on either host is finished by pydantic-graph 1.x's own class on 1.x."""
     file = tmp_path / 'run.json'
     assert _call(request.getfixturevalue(host), 'ours', 'begin', file) == 'stopped at Middle\n'
-    begun = read(file)
+    begun = stored(file)
     assert [row['status'] for row in begun] == ['success', 'created']
     assert _call(one, 'peer', 'finish', file) == 'the state is whole, and the result is 3 nodes\n'
-    finished = read(file)
+    finished = stored(file)
     assert [row.get('status') for row in finished] == ['success', 'success', 'success', None]
     # pydantic-graph writes a time in another way and drops what is ours; everything else is as it was
     theirs = {'state', 'node', 'duration', 'status', 'kind', 'id'}
