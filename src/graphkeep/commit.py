@@ -134,18 +134,35 @@ class StepRecord(NamedTuple):
         transition = change.transition
         if self.kind == 'end' or self.status not in transition.sources:
             raise SnapshotStatusError(run_id, self.id, transition, self.status)
-        if transition is START:
-            attempt = self.attempt + 1
-            return self._replace(
-                status='running', start_ts=change.at, duration=None, attempt=attempt, owner=owner
+        if (
+            transition is START
+        ):  # spelt out, as below: a run makes two of these a step, and `_replace` is slow
+            return StepRecord(
+                self.id,
+                self.node_id,
+                'node',
+                'running',
+                self.seq,
+                change.at,
+                None,
+                self.attempt + 1,
+                self.attempts,
+                owner,
             )
         if (outcome := _OUTCOMES.get(transition.name)) is None or self.status != 'running':
             owner = owner if transition.target == 'pending' else None
             return self._replace(status=transition.target, owner=owner)
         ended = Attempt(self.start_ts, change.duration, outcome, change.reason, change.error, self.owner)
-        attempts = (*self.attempts, ended)[-KEPT_ATTEMPTS:]
-        return self._replace(
-            status=transition.target, duration=change.duration, attempts=attempts, owner=None
+        return StepRecord(
+            self.id,
+            self.node_id,
+            'node',
+            transition.target,
+            self.seq,
+            self.start_ts,
+            change.duration,
+            self.attempt,
+            (*self.attempts, ended)[-KEPT_ATTEMPTS:],
         )
 
 

@@ -37,9 +37,9 @@ SnapshotStatus = Literal['created', 'pending', 'running', 'success', 'error']
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Transition:
-    """A permitted change of status."""
+    """A permitted change of status. There is one object of each, in this process and unpickled in others."""
 
     name: str
     """The verb, as it appears in errors."""
@@ -47,6 +47,9 @@ class Transition:
     """The statuses that it may start from; a commit that finds another one is refused."""
     target: SnapshotStatus
     """The status that it leads to."""
+
+    def __reduce__(self) -> str:
+        return self.name.upper()  # the constant below
 
 
 CLAIM: Final = Transition('claim', frozenset({'created'}), 'pending')

@@ -37,9 +37,8 @@ LOCK_TIMEOUT = 10.0
 """How long a call waits while somebody else is writing, in seconds, unless told otherwise."""
 
 _POLL = 0.002, 0.05  # seconds between two tries for a lock: the first and the longest wait
-_TAKES = frozenset({CLAIM, START, RECOVER})
-_BEGINS = frozenset({CLAIM, START})
-_ENDS = frozenset({SUCCEED, FAIL, RELEASE})
+_BEGINS = (CLAIM, START)
+_ENDS = (SUCCEED, FAIL, RELEASE)
 
 
 class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
@@ -199,21 +198,27 @@ class _Claims:
         self._fence: int | None = None
         self._hold: heartbeat.Hold | None = None
         self._guards: set[_NodeGuard] = set()
+        # weakly: a persistence that nobody has any more must not keep its run
+        self._beat = _weakly(self._renew), _weakly(self._lost)
 
     def commit(self, commit: Commit) -> Receipt:
         """Add who writes, and commit; know afterwards what is in hand."""
-        begun = {c.snapshot_id for c in commit.changes if c.transition in _BEGINS}
-        ended = {c.snapshot_id for c in commit.changes if c.transition in _ENDS}
         with self._mutex:
-            if ended - self._in_hand:
-                raise OwnershipLostError(self._backend.run_id, None)
-            if self._fence is not None and any(
-                c.transition is RECOVER and c.snapshot_id in self._in_hand for c in commit.changes
-            ):
-                # by this very instance, which lives
-                raise RunOwnedError(self._backend.run_id, self._owner, None)
-            in_hand = (self._in_hand | begun) - ended
-            take = self._owner if any(c.transition in _TAKES for c in commit.changes) else None
+            in_hand, take = self._in_hand.copy(), None
+            for change in commit.changes:
+                snapshot_id, transition = change.snapshot_id, change.transition
+                if transition in _BEGINS:
+                    in_hand.add(snapshot_id)
+                    take = self._owner
+                elif transition in _ENDS:
+                    if snapshot_id not in self._in_hand:
+                        raise OwnershipLostError(self._backend.run_id, None)
+                    in_hand.discard(snapshot_id)
+                elif transition is RECOVER:
+                    if self._fence is not None and snapshot_id in self._in_hand:
+                        # by this very instance, which lives
+                        raise RunOwnedError(self._backend.run_id, self._owner, None)
+                    take = self._owner
             give_up = not in_hand and (self._fence is not None or take is not None)
             commit = commit.by(Writer(self._fence, take, self._lease, give_up))
             undurable: StorageError | None = None
@@ -244,8 +249,7 @@ class _Claims:
 
     def _keep(self) -> None:
         if self._hold is None:
-            # weakly: a persistence that nobody has any more must not keep its run
-            self._hold = heartbeat.Hold(self._lease / 3, _weakly(self._renew), _weakly(self._lost))
+            self._hold = heartbeat.Hold(self._lease / 3, *self._beat)
             heartbeat.keeper.hold(self._hold)
 
     def _forget(self) -> None:
