@@ -23,8 +23,8 @@ Durability = Literal['normal', 'full']
 
 - `'normal'`: the death of the process at any moment, by `kill -9` too. After a loss of power or a crash of
   the system the file may be an older one or, on file systems that order writes loosely, damaged.
-- `'full'`: a loss of power too, on a disk that keeps what it has acknowledged. Each commit
-  waits for the disk.
+- `'full'`: a loss of power too, on a disk that keeps what it has acknowledged. What is stored, and the end
+  of each step, waits for the disk. That a node is claimed or running does not: a loss of power ends that too.
 """
 
 _MAX_NAME: Final = 240  # bytes, of the 255 that file systems allow, so that the lock's name fits as well

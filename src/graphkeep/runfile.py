@@ -147,14 +147,8 @@ class RunFile(LoggedRun):
         at, line, slots = written
         os.lseek(lock, at, os.SEEK_SET)
         _write_all(lock, memoryview(line), len(line))
-        anew, self._slots, self._number = not self._slots, slots, in_hand.number
-        self._held = dict(in_hand.held)
+        self._slots, self._number, self._held = slots, in_hand.number, dict(in_hand.held)
         self.log.accept(applied)
-        if self._durable:
-            with self._lasting(applied.receipt):
-                getattr(os, 'fdatasync', os.fsync)(lock)
-                if anew:
-                    _sync_directory(os.path.dirname(self._path))
         return True
 
     def _store(self, applied: Applied) -> None:
@@ -188,8 +182,10 @@ class RunFile(LoggedRun):
         self._held = {}
         self._version = version
         if self._durable:
-            with self._lasting(applied.receipt):
+            try:
                 _sync_directory(os.path.dirname(self._path))
+            except OSError as exc:
+                raise StorageError(str(self._given), 'make durable', exc, receipt=applied.receipt) from exc
 
     def _take_over(
         self, applied: Applied, first: int, keep: int, changed: bytes, elements: Sequence[bytes]
@@ -344,14 +340,6 @@ class RunFile(LoggedRun):
                 unlock_descriptor(fd)  # a child that was forked meanwhile has the descriptor too
         finally:
             os.close(fd)
-
-    @contextmanager
-    def _lasting(self, receipt: Receipt) -> Generator[None]:
-        """Tell that the commit was made when it may only not last."""
-        try:
-            yield
-        except OSError as exc:
-            raise StorageError(str(self._given), 'make durable', exc, receipt=receipt) from exc
 
     @contextmanager
     def _timed(self) -> Generator[None]:

@@ -19,7 +19,6 @@ _TOUCHING = frozenset(
         'stat',
         'fstat',
         'fsync',
-        'fdatasync',
         'utime',
         'replace',
         'unlink',
