@@ -15,6 +15,7 @@ from .errors import (
     LockTimeoutError,
     NoCurrentStepError,
     OwnershipLostError,
+    RunExistsError,
     RunFailedError,
     RunFinishedError,
     RunOwnedError,
@@ -24,6 +25,7 @@ from .errors import (
     UnknownRunError,
     UnknownSnapshotError,
     UnsupportedTypeError,
+    UnusableStoreError,
 )
 from .file import FileStatePersistence, FileStore
 from .graph import Graph, GraphRun, GraphRunResult
@@ -31,6 +33,7 @@ from .memory import FullStatePersistence, MemoryStore, SimpleStatePersistence
 from .owner import Owner
 from .persistence import StatePersistence
 from .resume import iter_or_resume, run_or_resume
+from .runinfo import Pruned, RunInfo
 from .snapshots import EndSnapshot, NodeSnapshot, Snapshot, SnapshotStatus, build_snapshot_list_type_adapter
 from .step import Step, current_step
 from .store import Store
@@ -65,8 +68,11 @@ __all__ = (
     'Owner',
     'Ownership',
     'OwnershipLostError',
+    'Pruned',
+    'RunExistsError',
     'RunFailedError',
     'RunFinishedError',
+    'RunInfo',
     'RunOwnedError',
     'SimpleStatePersistence',
     'Snapshot',
@@ -83,6 +89,7 @@ __all__ = (
     'UnknownRunError',
     'UnknownSnapshotError',
     'UnsupportedTypeError',
+    'UnusableStoreError',
     'build_snapshot_list_type_adapter',
     'current_step',
     'iter_or_resume',

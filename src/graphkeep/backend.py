@@ -4,19 +4,59 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import partial
+from types import TracebackType
+from typing import Any, Protocol
 
-from .commit import UNOWNED, Commit, Ownership, Receipt, Row, StepRecord, Tail, admit
-from .errors import UnknownSnapshotError
-from .snapshots import now_utc
+from .commit import NAMELESS, UNOWNED, About, Commit, Ownership, Receipt, Row, StepRecord, Tail, admit
+from .errors import RunOwnedError, StorageError, UnknownSnapshotError
+from .offload import submit
+from .runinfo import RunInfo, describe, last_change
 
-__all__ = ('Applied', 'LockBusy', 'LoggedRun', 'RunBackend', 'RunLog')
+__all__ = ('Applied', 'LockBusy', 'LoggedRun', 'RunBackend', 'RunLog', 'RunView', 'Turn', 'apply')
 
 
 class LockBusy(Exception):
     """Somebody else is writing this very moment. Nothing was done."""
+
+
+class Turn(ABC):
+    """A write that one holder of a run wants to make, up to the moment when its turn comes.
+
+    A storage enters it, opens it, makes the commit, and settles it or lets it fail; and leaves it. Within it
+    no other write of the same holder is under way.
+    """
+
+    @abstractmethod
+    def enter(self, *, wait: bool) -> bool:
+        """Begin; return whether it was possible without waiting, or wait."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """End, made or not."""
+
+    @abstractmethod
+    def open(self) -> Commit:
+        """Return the commit as it is to be made now, or refuse it with an error of ours."""
+
+    @abstractmethod
+    def settle(self, receipt: Receipt) -> None:
+        """Learn that the commit was made."""
+
+    @abstractmethod
+    def fail(self, exc: Exception) -> None:
+        """Learn that the commit was not made."""
+
+    def __enter__(self) -> None:
+        self.enter(wait=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.leave()
 
 
 class RunBackend(ABC):
@@ -31,7 +71,37 @@ class RunBackend(ABC):
     clock: Callable[[], datetime]
     """The clock that leases are measured with (UTC)."""
     prompt: bool
-    """Whether its methods are quicker than a switch of threads; an event loop then calls them directly."""
+    """Whether writes and the reading of the tail are quicker than a switch of threads; an event loop then
+    calls them directly."""
+    queues = False
+    """Whether a write that finds the storage locked is better queued than tried again and again."""
+
+    def write(self, turn: Turn) -> Receipt:
+        """Make one commit when its turn comes.
+
+        Raises:
+            StorageError: as `commit`; with a receipt if it was made, and only may not last.
+            LockBusy: if somebody else is writing.
+        """
+        with turn:
+            commit = turn.open()
+            try:
+                receipt = self.commit(commit)
+            except StorageError as exc:
+                if exc.receipt is None:
+                    turn.fail(exc)
+                else:
+                    turn.settle(exc.receipt)
+                raise
+            except Exception as exc:
+                turn.fail(exc)
+                raise
+            turn.settle(receipt)
+            return receipt
+
+    def queue(self, turn: Turn) -> Future[Receipt]:
+        """Make one commit in another thread."""
+        return submit(partial(self.write, turn))
 
     @abstractmethod
     def commit(self, commit: Commit) -> Receipt:
@@ -60,63 +130,109 @@ class Applied:
     """What a commit makes of a run: computed first, accepted when it is stored."""
 
     changed: dict[int, StepRecord]
-    """The records that changed, by position."""
+    """The records that changed, by their number."""
     appended: list[Row]
     """The new rows."""
     ownership: Ownership
     """Who has the run after it."""
     receipt: Receipt
+    begins: About | None = None
+    """What to record of the run, if this begins it."""
+
+
+class RunView(Protocol):
+    """What a commit has to know of a run."""
+
+    run_id: str
+    """The run."""
+
+    @property
+    def ownership(self) -> Ownership:
+        """Who has the run."""
+        ...
+
+    @property
+    def last(self) -> int:
+        """The number of the newest snapshot, 0 if there is none."""
+        ...
+
+    def find(self, snapshot_id: str) -> StepRecord | None:
+        """Return the record of the newest snapshot with this id."""
+        ...
+
+
+def apply(view: RunView, commit: Commit, now: datetime) -> Applied:
+    """Compute what the commit makes of the run, changing nothing, or refuse it.
+
+    Raises:
+        SnapshotStatusError: if a change finds a status from which it is not permitted.
+        UnknownSnapshotError: if a change names a snapshot that the run does not have.
+        RunOwnedError: if the writer does not have the run and a living owner does.
+        OwnershipLostError: if the writer had the run and has it no more.
+    """
+    ownership = admit(view.run_id, view.ownership, commit, now)
+    changed: dict[int, StepRecord] = {}
+    seq = attempt = 0
+    owner = str(commit.writer.take) if commit.writer.take else None
+    for change in commit.changes:
+        record = view.find(change.snapshot_id)
+        if record is None:
+            raise UnknownSnapshotError(view.run_id, change.snapshot_id)
+        record = changed.get(record.seq, record).changed(view.run_id, change, owner)
+        changed[record.seq] = record
+        seq, attempt = record.seq, record.attempt
+    appended: list[Row] = []
+    last, begins = view.last, None
+    exists = commit.unless_exists is not None and view.find(commit.unless_exists) is not None
+    if commit.rows and not exists and not (commit.unless_any and last):
+        appended = [
+            Row(row.record.numbered(last + n), row.body) for n, row in enumerate(commit.rows, start=1)
+        ]
+        begins = None if last else commit.about._replace(created=now)
+    return Applied(changed, appended, ownership, Receipt(ownership.fence, seq, attempt), begins)
 
 
 class RunLog:
-    """The records of one run at hand, in order, with what finds them; and what a commit makes of them."""
+    """The records of one run at hand, in order, with what finds them."""
 
-    def __init__(self, run_id: str, clock: Callable[[], datetime] = now_utc):
+    def __init__(self, run_id: str):
         self.run_id = run_id
-        self.clock = clock
+        self.load((), UNOWNED)
+
+    def load(self, records: Iterable[StepRecord], ownership: Ownership, about: About = NAMELESS) -> None:
+        """Replace everything."""
         self.records: list[StepRecord] = []
-        self.ownership = UNOWNED
         self._newest: dict[str, int] = {}
         self._open: set[int] = set()
-
-    def load(self, records: Iterable[StepRecord], ownership: Ownership) -> None:
-        """Replace everything."""
-        self.records = []
-        self._newest = {}
-        self._open = set()
         self.ownership = ownership
+        self.about = about
         for record in records:
             self._add(record)
 
-    def apply(self, commit: Commit) -> Applied:
-        """Compute what the commit makes of the run, changing nothing, or refuse it."""
-        ownership = admit(self.run_id, self.ownership, commit, self.clock())
-        changed: dict[int, StepRecord] = {}
-        seq = attempt = 0
-        owner = str(commit.writer.take) if commit.writer.take else None
-        for change in commit.changes:
-            index = self._newest.get(change.snapshot_id)
-            if index is None:
-                raise UnknownSnapshotError(self.run_id, change.snapshot_id)
-            record = changed.get(index, self.records[index]).changed(self.run_id, change, owner)
-            changed[index] = record
-            seq, attempt = record.seq, record.attempt
-        appended: list[Row] = []
-        if not (commit.unless_exists in self._newest or (commit.unless_any and self.records)):
-            appended = [
-                Row(row.record.numbered(len(self.records) + n), row.body)
-                for n, row in enumerate(commit.rows, start=1)
-            ]
-        return Applied(changed, appended, ownership, Receipt(ownership.fence, seq, attempt))
+    @property
+    def last(self) -> int:
+        """The number of the newest snapshot, 0 if there is none."""
+        return self.records[-1].seq if self.records else 0
+
+    def find(self, snapshot_id: str) -> StepRecord | None:
+        """Return the record of the newest snapshot with this id."""
+        index = self._newest.get(snapshot_id)
+        return None if index is None else self.records[index]
+
+    def index(self, seq: int) -> int:
+        """Return the position of the record with this number; the first ones may have been pruned."""
+        return seq - self.records[0].seq
 
     def accept(self, applied: Applied) -> None:
         """Take over what `apply` computed."""
-        for index, record in applied.changed.items():
+        for seq, record in applied.changed.items():
+            index = self.index(seq)
             self.records[index] = record
             self._file_open(index, record)
         for row in applied.appended:
             self._add(row.record)
         self.ownership = applied.ownership
+        self.about = applied.begins or self.about
 
     def tail_positions(self) -> list[int]:
         """Return the positions from the newest record back to the newest reached one, that one included."""
@@ -126,6 +242,15 @@ class RunLog:
             if self.records[index].reached:
                 break
         return positions
+
+    def passed(self, before: datetime) -> int:
+        """Return how many of the oldest records ended before this moment and are not needed to go on."""
+        needed = min([*self.tail_positions()[-1:], *self._open], default=0)
+        for count, record in enumerate(self.records[:needed]):
+            moment = last_change(record)
+            if moment is not None and moment >= before:
+                return count
+        return needed
 
     def open_positions(self) -> list[int]:
         """Return the positions of the records that are pending or running, oldest first."""
@@ -152,6 +277,20 @@ class LoggedRun(RunBackend):
     @abstractmethod
     def body(self, index: int) -> Any:
         """Return the body of the row at this position."""
+
+    def info(self) -> RunInfo | None:
+        """Return what is known of the whole run, `None` if nothing is stored of it."""
+        log = self.log
+        return (
+            describe(self.run_id, log.about, log.records, log.ownership, self.clock()) if log.last else None
+        )
+
+    def _may_be_deleted(self) -> bool:
+        """Whether there is a run, or refuse because of who has it in hand."""
+        ownership = self.log.ownership
+        if not ownership.is_free(self.clock()):
+            raise RunOwnedError(self.run_id, ownership.owner, ownership.expires)
+        return self.log.last > 0
 
     def _tail(self) -> Tail:
         row = self._row

@@ -18,7 +18,9 @@ from .status import START, SnapshotStatus, Transition
 
 __all__ = (
     'ANYBODY',
+    'NAMELESS',
     'UNOWNED',
+    'About',
     'Attempt',
     'Commit',
     'Owner',
@@ -242,6 +244,23 @@ ANYBODY: Final = Writer()
 """A writer that neither has the run nor takes it."""
 
 
+class About(NamedTuple):
+    """What is known of a run besides its snapshots; recorded when it begins."""
+
+    graph: str | None = None
+    """The graph's name."""
+    tags: tuple[str, ...] = ()
+    """What the run is found by, sorted."""
+    created: datetime | None = None
+    """When its first snapshot was stored (UTC); `None` where that is not on record."""
+    parent: tuple[str, int] | None = None
+    """The run that it was forked from, and the number of the snapshot that it begins at."""
+
+
+NAMELESS: Final = About()
+"""What is known of a run of which nothing is on record."""
+
+
 @dataclass(slots=True)
 class Commit:
     """A write: applied whole or not at all."""
@@ -258,11 +277,15 @@ class Commit:
     """It ends what a caller has in hand: while it waits for its turn it may not be cancelled either."""
     writer: Writer = ANYBODY
     """Who makes it."""
+    about: About = NAMELESS
+    """What to record of the run if this begins it."""
 
     def by(self, writer: Writer) -> Commit:
         """Return this commit as made by `writer`."""
         # every commit comes through here, and `dataclasses.replace` is several times slower
-        return Commit(self.changes, self.rows, self.unless_exists, self.unless_any, self.must_land, writer)
+        return Commit(
+            self.changes, self.rows, self.unless_exists, self.unless_any, self.must_land, writer, self.about
+        )
 
 
 @dataclass(slots=True)

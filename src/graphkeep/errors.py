@@ -9,7 +9,9 @@ GraphkeepError
 ├── RunFailedError          (GraphRuntimeError)          the run's last node raised
 ├── RunOwnedError           (GraphRuntimeError)          another owner, which lives, has the run
 ├── OwnershipLostError      (GraphRuntimeError)          another owner took the run over
+├── RunExistsError          (GraphRuntimeError)          a run with this id is there already
 ├── InvalidRunIdError       (ValueError)                 a run id that no store accepts
+├── UnusableStoreError      (ValueError)                 a file that is no store, or one of a later version
 ├── UnsupportedTypeError    (TypeError)                  a type that pydantic cannot write or read
 ├── UnfaithfulSnapshotError (ValueError)                 a value that would not be loaded as it was given
 ├── CorruptSnapshotError    (ValueError)                 something stored that cannot be read
@@ -44,6 +46,7 @@ __all__ = (
     'LockTimeoutError',
     'NoCurrentStepError',
     'OwnershipLostError',
+    'RunExistsError',
     'RunFailedError',
     'RunFinishedError',
     'RunOwnedError',
@@ -53,6 +56,7 @@ __all__ = (
     'UnknownRunError',
     'UnknownSnapshotError',
     'UnsupportedTypeError',
+    'UnusableStoreError',
 )
 
 
@@ -210,6 +214,26 @@ class OwnershipLostError(_RunError):
             f'Run {run_id!r} was taken over from this process{now}: what was to be written is refused. '
             'This happens when the owner does not renew its lease in time; drop this run here.',
         )
+
+
+class RunExistsError(_RunError):
+    """Refuse to put a run where there is one already. That one is left as it is."""
+
+    def __init__(self, run_id: str):
+        super().__init__(
+            run_id, f'There already is a run {run_id!r}: choose another id, or delete that run first.'
+        )
+
+
+class UnusableStoreError(GraphkeepError, ValueError):
+    """Refuse a file that is no store which this version can use. It is left as it is."""
+
+    place: str
+    """The file."""
+
+    def __init__(self, place: str, problem: str):
+        self.place = place
+        super().__init__(f'{place} {problem}')
 
 
 class InvalidRunIdError(GraphkeepError, ValueError):

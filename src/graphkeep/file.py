@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from ._host import RunEndT, StateT
-from .errors import InvalidRunIdError
+from .commit import About, Row
+from .errors import CorruptSnapshotError, InvalidRunIdError, StorageError
+from .names import check_run_id
 from .runfile import RunFile
+from .runinfo import RunInfo, RunQuery, damaged
 from .snapshots import now_utc
-from .store import Store, check_run_id
+from .store import Store
 from .stored import LEASE, LOCK_TIMEOUT, StoredStatePersistence
 
 __all__ = ('Durability', 'FileStatePersistence', 'FileStore')
@@ -27,6 +32,7 @@ Durability = Literal['normal', 'full']
   of each step, waits for the disk. That a node is claimed or running does not: a loss of power ends that too.
 """
 
+_SUFFIX: Final = '.json'
 _MAX_NAME: Final = 240  # bytes, of the 255 that file systems allow, so that the lock's name fits as well
 
 
@@ -52,6 +58,7 @@ class FileStatePersistence(StoredStatePersistence[StateT, RunEndT]):
         lease: float = LEASE,
         lock_timeout: float = LOCK_TIMEOUT,
         verify: bool = True,
+        tags: Iterable[str] = (),
         clock: Callable[[], datetime] = now_utc,
     ):
         """Make the persistence of the run in this file; nothing is read or written yet.
@@ -66,13 +73,14 @@ class FileStatePersistence(StoredStatePersistence[StateT, RunEndT]):
             lock_timeout: How long a call waits while somebody else is writing, in seconds; then
                 `LockTimeoutError`.
             verify: Whether to check before each write that the snapshot would be loaded as it was given.
+            tags: What the run is to be found by in a `FileStore`; recorded when it begins.
             clock: What leases are measured with (UTC); the same for all that use the file.
         """
         if durability not in ('normal', 'full'):
             raise ValueError(f"durability must be 'normal' or 'full', got {durability!r}")
         path = Path(json_file)
         backend = RunFile(path, run_id or path.stem, clock, durable=durability == 'full')
-        super().__init__(backend, lease=lease, lock_timeout=lock_timeout, verify=verify)
+        super().__init__(backend, lease=lease, lock_timeout=lock_timeout, verify=verify, tags=tags)
         self._json_file = path
         self._durability: Durability = durability
 
@@ -97,6 +105,7 @@ class FileStatePersistence(StoredStatePersistence[StateT, RunEndT]):
             lease=self.lease,
             lock_timeout=self.lock_timeout,
             verify=self.verify,
+            tags=self._about.tags,
             clock=self._backend.clock,
         )
         return make, (self.json_file,)
@@ -138,6 +147,9 @@ class FileStore(Store):
             clock: What leases are measured with (UTC); the same for all that use the directory.
         """
         self.directory = Path(directory)
+        self.clock = clock
+        self._lock_timeout = lock_timeout
+        self._durability: Durability = durability
         self._options: dict[str, Any] = {
             'durability': durability,
             'lease': lease,
@@ -145,7 +157,7 @@ class FileStore(Store):
             'verify': verify,
             'clock': clock,
         }
-        self._open('check')  # the options are wrong here, not where the first run is asked for
+        self._open('check', ())  # the options are wrong here, not where the first run is asked for
 
     def path(self, run_id: str) -> Path:
         """Return the file of a run: its id, percent-encoded but for letters, digits and `_.-~`, and `.json`.
@@ -153,12 +165,58 @@ class FileStore(Store):
         Raises:
             InvalidRunIdError: if it is no run id, or one with too long a file name.
         """
-        name = f'{quote(check_run_id(run_id), safe="")}.json'
+        name = f'{quote(check_run_id(run_id), safe="")}{_SUFFIX}'
         if len(name) > _MAX_NAME:
             raise InvalidRunIdError(
                 run_id, f'its file name would have {len(name)} bytes, more than {_MAX_NAME}.'
             )
         return self.directory / name
 
-    def _open(self, run_id: str) -> FileStatePersistence[Any, Any]:
-        return FileStatePersistence(self.path(run_id), run_id=run_id, **self._options)
+    def __repr__(self) -> str:
+        return f'FileStore({str(self.directory)!r})'
+
+    def _open(self, run_id: str, tags: tuple[str, ...]) -> FileStatePersistence[Any, Any]:
+        return FileStatePersistence(self.path(run_id), run_id=run_id, tags=tags, **self._options)
+
+    def _file(self, run_id: str) -> RunFile:
+        return RunFile(self.path(run_id), run_id, self.clock, durable=self._durability == 'full')
+
+    def _list(self, query: RunQuery) -> list[RunInfo]:
+        infos: list[RunInfo] = []
+        for run_id in self._run_ids():
+            try:
+                info = self._file(run_id).look()
+            except CorruptSnapshotError as exc:
+                info = damaged(run_id, exc)
+            if info is not None:
+                infos.append(info)
+        return query.select(infos)
+
+    def _run_ids(self) -> list[str]:
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise StorageError(str(self.directory), 'list', exc) from exc
+        found: list[str] = []
+        for name in names:
+            run_id = unquote(name.removesuffix(_SUFFIX))
+            # not a lock, nor a new file, nor something that somebody else keeps here
+            with suppress(InvalidRunIdError):
+                if self.path(run_id).name == name:
+                    found.append(run_id)
+        return found
+
+    def _rows(self, run_id: str) -> tuple[list[Row], About]:
+        return self._file(run_id).everything()
+
+    def _insert(self, run_id: str, rows: Sequence[Row], about: About) -> bool:
+        return self._file(run_id).insert(rows, about)
+
+    def _delete(self, run_id: str) -> bool:
+        file = self._file(run_id)
+        return self.path(run_id).exists() and file.delete()
+
+    def _trim(self, run_id: str, before: datetime) -> int:
+        return self._file(run_id).trim(before)

@@ -39,7 +39,7 @@ class InHand(NamedTuple):
     ownership: Ownership
     """Who has the run."""
     held: Mapping[int, tuple[StepRecord, StepRecord]]
-    """The snapshots in hand, by position: what the file says of each, and what is true of it."""
+    """The snapshots in hand, by number: what the file says of each, and what is true of it."""
 
     def write(self, slots: bytes) -> tuple[int, bytes, bytes] | None:
         """Return where to write which bytes, and what the slots hold then; `None` if it takes too many."""
@@ -73,13 +73,13 @@ def read_in_hand(slots: bytes, filed: Sequence[StepRecord], fence: int) -> tuple
     held: dict[int, tuple[StepRecord, StepRecord]] = {}
     ownership = Ownership()
     for row in entry['rows']:
-        position = row['seq'] - 1
+        position = row['seq'] - filed[0].seq if filed else 0
         if not 0 <= position < len(filed):
             return nothing
         was = filed[position]
         if [was.id, was.status, was.attempt] != [row['id'], *row['was']]:
             return nothing
-        held[position] = was, read_step(row, was.node_id, was.seq)
+        held[was.seq] = was, read_step(row, was.node_id, was.seq)
         ownership = read_ownership(row)
     if ownership.fence <= fence:
         return nothing

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, cast, get_args
 from pydantic_core import PydanticSerializationError, to_json
 
 from .codec import Body
-from .commit import UNOWNED, Attempt, Owner, Ownership, Row, StepError, StepRecord
+from .commit import NAMELESS, UNOWNED, About, Attempt, Owner, Ownership, Row, StepError, StepRecord
 from .errors import CorruptSnapshotError
 from .status import SnapshotStatus
 
@@ -57,6 +57,8 @@ class Run(NamedTuple):
     """A stored run."""
 
     elements: list[Element]
+    about: About = NAMELESS
+    """What is known of it besides its snapshots."""
 
     @property
     def rows(self) -> list[Row]:
@@ -73,14 +75,28 @@ class Run(NamedTuple):
 # -------------------------------------------------------------------------------------------------- writing
 
 
-def render(record: StepRecord, body: Body, ownership: Ownership = UNOWNED, others: bytes = b'') -> bytes:
-    """Return the JSON object of one snapshot, on one line; `others` are more members, commas first."""
+def render(
+    record: StepRecord,
+    body: Body,
+    ownership: Ownership = UNOWNED,
+    others: bytes = b'',
+    about: About | None = None,
+) -> bytes:
+    """Return the JSON object of one snapshot, on one line.
+
+    Args:
+        record: What is known of the snapshot.
+        body: Its state and its node or result.
+        ownership: Who has the run, if that is to be on record here.
+        others: More members, commas first.
+        about: What is known of the run, for its first snapshot.
+    """
     content = b',"result":' if record.kind == 'end' else b',"node":'
-    members = dump_members(record, ownership)[1:-1]
+    members = dump_members(record, ownership, about)[1:-1]
     return b''.join((b'{"state":', body.state, content, body.node, b',', members, others, b'}'))
 
 
-def dump_members(record: StepRecord, ownership: Ownership = UNOWNED) -> bytes:
+def dump_members(record: StepRecord, ownership: Ownership = UNOWNED, about: About | None = None) -> bytes:
     """Return the JSON object of a snapshot without its state and its node or result."""
     members: dict[str, Any]
     if record.kind == 'end':
@@ -89,14 +105,21 @@ def dump_members(record: StepRecord, ownership: Ownership = UNOWNED) -> bytes:
         members = {'start_ts': _stamp(record.start_ts), 'duration': record.duration, 'status': record.status}
     members['kind'] = record.kind
     members['id'] = record.id
-    if ours := _extras(record, ownership):
+    ours = _extras(record, ownership)
+    if about is not None:
+        ours |= _about_to_json(about, record.seq)
+    if ours:
         members[_OURS] = ours
     return _json(members)
 
 
-def dump_run(rows: Iterable[Row], *, indent: int | None = None) -> bytes:
+def dump_run(rows: Iterable[Row], about: About | None = None, *, indent: int | None = None) -> bytes:
     """Return the JSON array of a whole run."""
-    compact = b'[' + b','.join(render(row.record, row.body) for row in rows) + b']'
+    elements: list[bytes] = []
+    for row in rows:
+        elements.append(render(row.record, row.body, about=about))
+        about = None
+    compact = b'[' + b','.join(elements) + b']'
     if indent is None:
         return compact
     return json.dumps(json.loads(compact), indent=indent, ensure_ascii=False).encode()
@@ -118,6 +141,21 @@ def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:
         extras['held_by'] = {name: getattr(ownership.owner, name) for name in _OWNER_FIELDS}
         extras['expires'] = _stamp(ownership.expires)
     return extras
+
+
+def _about_to_json(about: About, first: int) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    if about.graph is not None:
+        known['graph'] = about.graph
+    if about.tags:
+        known['tags'] = about.tags
+    if about.created is not None:
+        known['created'] = _stamp(about.created)
+    if about.parent is not None:
+        known['parent'] = about.parent
+    if first != 1:  # those before it were pruned
+        known['seq'] = first
+    return known
 
 
 def _is_plain(record: StepRecord) -> bool:
@@ -154,7 +192,9 @@ def parse_run(data: str | bytes | bytearray, *, place: str) -> Run:
         text = data if isinstance(data, str) else bytes(data).decode()
         if not text.strip():
             raise ValueError('it is empty')
-        return Run(list(_elements(text, place)))
+        about: list[About] = []
+        elements = list(_elements(text, place, about))
+        return Run(elements, about[0] if about else NAMELESS)
     except json.JSONDecodeError as exc:
         raise CorruptSnapshotError(
             f'{place}, line {exc.lineno}, column {exc.colno}',
@@ -177,7 +217,7 @@ def parse_body(text: bytes) -> tuple[Body, bytes]:
     return Body(spans['state'], spans['node'] if 'node' in spans else spans['result']), others
 
 
-def _elements(text: str, place: str) -> Iterator[Element]:
+def _elements(text: str, place: str, about: list[About]) -> Iterator[Element]:
     at = _skip(text, 0)
     if text[at] != '[':
         raise ValueError('an array of snapshots was expected')
@@ -194,6 +234,8 @@ def _elements(text: str, place: str) -> Iterator[Element]:
                 spans[key] = text[begin:end].encode()
             at = end
         at = text.index('}', at) + 1
+        if not about:
+            seq = _read_about(values, about, f'{place}, snapshot number {seq}')
         record, ownership = _read(values, seq, f'{place}, snapshot number {seq}')
         body = Body(spans['state'], spans['result' if record.kind == 'end' else 'node'])
         yield Element(Row(record, body), text[start:at].encode(), ownership)
@@ -235,6 +277,22 @@ def _separated(text: str, at: int, end: str, element: str) -> int:
 def _skip(text: str, at: int) -> int:
     match = _WHITESPACE.match(text, at)
     return match.end() if match else at
+
+
+def _read_about(values: Mapping[str, Any], about: list[About], place: str) -> int:
+    """Add what the first snapshot tells of the run, and return that snapshot's number."""
+    try:
+        ours = cast('dict[str, Any]', values.get(_OURS) or {})
+        parent = ours.get('parent')
+        graph, tags = ours.get('graph'), tuple(ours.get('tags', ()))
+        if not all(isinstance(text, str) for text in (graph or '', *tags)):
+            raise ValueError('the graph or a tag is no text')
+        about.append(
+            About(graph, tags, _moment(ours.get('created')), parent and (str(parent[0]), int(parent[1])))
+        )
+        return max(int(ours.get('seq', 1)), 1)
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as exc:
+        raise CorruptSnapshotError(place, f'has a member that cannot be read: {exc!r}. {_ADVICE}') from exc
 
 
 def _read(values: Mapping[str, Any], seq: int, place: str) -> tuple[StepRecord, Ownership]:

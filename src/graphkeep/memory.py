@@ -13,13 +13,14 @@ from uuid import uuid4
 
 from . import _host
 from ._host import RunEndT, StateT
-from .backend import LoggedRun, RunLog
+from .backend import LoggedRun, RunLog, apply
 from .codec import Body, Codec
-from .commit import Attempt, Commit, Receipt, Row, StatusChange, StepRecord, Tail
+from .commit import NAMELESS, UNOWNED, About, Attempt, Commit, Receipt, Row, StatusChange, StepRecord, Tail
 from .copying import copied
 from .errors import SnapshotStatusError, UnknownSnapshotError
 from .jsonrun import dump_run, parse_run
 from .persistence import StatePersistence
+from .runinfo import RunInfo, RunQuery
 from .snapshots import NodeSnapshot, Snapshot, now_utc
 from .status import CLAIM, START, SUCCEED
 from .store import Store
@@ -296,6 +297,8 @@ class MemoryStore(Store):
     with this store works with the others. Safe to use from several threads and event loops.
     """
 
+    _inline = True
+
     def __init__(self, *, lease: float = LEASE, verify: bool = True, clock: Callable[[], datetime] = now_utc):
         """Make an empty store.
 
@@ -304,14 +307,33 @@ class MemoryStore(Store):
             verify: Whether to check before each write that the snapshot would be loaded as it was given.
             clock: What leases are measured with (UTC).
         """
+        self.clock = clock
         self._lease = lease
         self._verify = verify
-        self._clock = clock
-        self._runs: dict[str, _MemoryRun] = {}
+        self._held: dict[str, _MemoryRun] = {}
 
-    def _open(self, run_id: str) -> StoredStatePersistence[Any, Any]:
-        run = self._runs.get(run_id) or self._runs.setdefault(run_id, _MemoryRun(run_id, self._clock))
-        return StoredStatePersistence(run, lease=self._lease, verify=self._verify)
+    def _open(self, run_id: str, tags: tuple[str, ...]) -> StoredStatePersistence[Any, Any]:
+        return StoredStatePersistence(self._run(run_id), lease=self._lease, verify=self._verify, tags=tags)
+
+    def _run(self, run_id: str) -> _MemoryRun:
+        return self._held.get(run_id) or self._held.setdefault(run_id, _MemoryRun(run_id, self.clock))
+
+    def _list(self, query: RunQuery) -> list[RunInfo]:
+        infos = [run.look() for run in tuple(self._held.values())]
+        return query.select(info for info in infos if info is not None)
+
+    def _rows(self, run_id: str) -> tuple[list[Row], About]:
+        run = self._run(run_id)
+        return run.rows(), run.log.about
+
+    def _insert(self, run_id: str, rows: Sequence[Row], about: About) -> bool:
+        return self._run(run_id).insert(rows, about)
+
+    def _delete(self, run_id: str) -> bool:
+        return self._run(run_id).delete()
+
+    def _trim(self, run_id: str, before: datetime) -> int:
+        return self._run(run_id).trim(before)
 
 
 class _MemoryRun(LoggedRun):
@@ -322,7 +344,7 @@ class _MemoryRun(LoggedRun):
     def __init__(self, run_id: str, clock: Callable[[], datetime]):
         self.run_id = run_id
         self.clock = clock
-        self.log = RunLog(run_id, clock)
+        self.log = RunLog(run_id)
         self._bodies: list[Body] = []
         self._lock = threading.Lock()
 
@@ -333,7 +355,7 @@ class _MemoryRun(LoggedRun):
     def commit(self, commit: Commit) -> Receipt:
         """Apply the commit whole, or raise and change nothing."""
         with self._lock:
-            applied = self.log.apply(commit)
+            applied = apply(self.log, commit, self.clock())
             self.log.accept(applied)
             self._bodies.extend(row.body for row in applied.appended)
             return applied.receipt
@@ -347,3 +369,37 @@ class _MemoryRun(LoggedRun):
         """Return every row, oldest first."""
         with self._lock:
             return self._rows()
+
+    def look(self) -> RunInfo | None:
+        """Return what is known of the whole run, `None` if nothing is stored of it."""
+        with self._lock:
+            return self.info()
+
+    def insert(self, rows: Sequence[Row], about: About) -> bool:
+        """Store a whole run, unless there is one."""
+        with self._lock:
+            if self.log.last:
+                return False
+            self._replace(rows, about)
+            return True
+
+    def delete(self) -> bool:
+        """Delete everything; return whether there was anything."""
+        with self._lock:
+            there = self._may_be_deleted()
+            self._replace((), NAMELESS)
+            return there
+
+    def trim(self, before: datetime) -> int:
+        """Delete the oldest rows, those that ended before and that the run has gone past."""
+        with self._lock:
+            passed = self.log.passed(before)
+            if passed:
+                ownership = self.log.ownership
+                self._replace(self._rows()[passed:], self.log.about)
+                self.log.ownership = ownership
+            return passed
+
+    def _replace(self, rows: Sequence[Row], about: About) -> None:
+        self.log.load((row.record for row in rows), UNOWNED, about)
+        self._bodies = [row.body for row in rows]

@@ -1,4 +1,4 @@
-"""Runs blocking work in a thread and waits for its end, whatever is cancelled meanwhile."""
+"""Runs blocking work in threads and waits for its end, whatever is cancelled meanwhile."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
-import anyio.to_thread
 
-__all__ = ('caller', 'in_thread', 'pause', 'redeliver')
+__all__ = ('caller', 'finished', 'pause', 'redeliver', 'submit')
 
 T = TypeVar('T')
 
@@ -29,41 +29,37 @@ def _in_asyncio() -> bool:
         return False
 
 
-async def in_thread(func: Callable[[], T]) -> tuple[Future[T], BaseException | None]:
-    """Run `func` in a thread to its end; return how it went, and a cancellation that came meanwhile.
+def submit(func: Callable[[], T]) -> Future[T]:
+    """Run `func` in a thread of this process's pool."""
+    return _threads().submit(func)
+
+
+async def finished(work: Future[Any]) -> BaseException | None:
+    """Wait until the work is done, whatever is cancelled; return a cancellation that came meanwhile.
 
     A cancellation of an anyio or trio scope is left to the caller's next checkpoint. asyncio's own
     `Task.cancel()` passes through anyio's shields and comes once: it is caught, the end awaited, and handed
     to the caller to raise, or to `redeliver`.
     """
-    work: Future[T] = Future()
     interrupted: BaseException | None = None
+    call = caller()
     with anyio.CancelScope(shield=True):
-        if _in_asyncio():
-            work, interrupted = await _in_asyncio_thread(func)
-        else:
-            await anyio.to_thread.run_sync(_settle, work, func)
-    return work, interrupted
+        while not work.done():
+            event = anyio.Event()
+            work.add_done_callback(_waker(call, event.set))
+            try:
+                await event.wait()
+            except anyio.get_cancelled_exc_class() as exc:
+                interrupted = exc
+    return interrupted
 
 
-def _settle(work: Future[T], func: Callable[[], T]) -> None:
-    try:
-        work.set_result(func())
-    except BaseException as exc:  # whatever it is, it belongs to whoever asks for the result
-        work.set_exception(exc)
+def _waker(call: Callable[[Callable[[], object]], object], wake: Callable[[], object]) -> Callable[..., None]:
+    def done(work: Future[Any]) -> None:
+        with suppress(RuntimeError):  # the event loop has ended, and whoever waited in it
+            call(wake)
 
-
-async def _in_asyncio_thread(func: Callable[[], T]) -> tuple[Future[T], BaseException | None]:
-    work = _threads().submit(func)
-    waiter = asyncio.wrap_future(work)
-    interrupted: BaseException | None = None
-    while not waiter.done():
-        try:
-            await asyncio.wait([waiter])
-        except asyncio.CancelledError as exc:
-            interrupted = exc
-    waiter.exception()  # is the caller's to see, in `work`
-    return work, interrupted
+    return done
 
 
 def redeliver(interrupted: BaseException | None) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from . import _host
 from ._host import (
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ('StatePersistence',)
 
+T = TypeVar('T')
+
 
 class StatePersistence(
     BaseStatePersistence[StateT, RunEndT],  # pyright: ignore[reportUntypedBaseClass]
@@ -70,6 +72,8 @@ class StatePersistence(
     _failed: Commit | None = None
     # what `load_next` handed out and nobody has started
     _claimed: frozenset[str] = frozenset()
+    # what `claim` has taken for the next `load_next` to hand out
+    _offered: str | None = None
 
     if TYPE_CHECKING:
         # where the host has no persistence the base is unknown to a type checker, which then takes a class
@@ -174,14 +178,45 @@ class StatePersistence(
             CorruptSnapshotError: if it cannot be read, or is not of this graph.
         """
         await self._flush()
+        if (offered := self._offered) is not None:
+            self._offered = None
+            tail = await self._tail()
+            row = next((row for row in tail.open if row.record.id == offered), None)
+            if row is not None:
+                return self._thaw_node(row)
+        row, snapshot = await self._claim(self._thaw_node)
+        if snapshot is not None:
+            snapshot.status = 'pending'
+        return snapshot
+
+    async def claim(self) -> StepRecord | None:
+        """Take the next node in hand without decoding it, for the next `load_next` to hand out.
+
+        What `Store.claim` does with a run. While it is in hand the run is this instance's.
+
+        Returns:
+            What is known of the node, or `None` if there is none; `why_unresumable` says why.
+
+        Raises:
+            RunOwnedError: if there is one, and another living owner has the run.
+        """
+        await self._flush()
+        row, _ = await self._claim(lambda row: None)
+        if row is None:
+            return None
+        self._offered = row.record.id
+        return row.record
+
+    async def _claim(self, read: Callable[[Row], T]) -> tuple[Row, T] | tuple[None, None]:
+        """Claim the oldest node not gone past; `read` it first, so that what cannot be read stays."""
         while True:
             tail = await self._tail()
             abandoned = self._abandoned(tail)
             claimable = ('created', 'pending', 'running') if abandoned else ('created',)
             row = next((row for row in reversed(tail.rows) if row.record.status in claimable), None)
             if row is None:
-                return None
-            snapshot = cast('NodeSnapshot[StateT, RunEndT]', self._thaw(row))
+                return None, None
+            found = read(row)
             changes = [self._recovery(row) for row in abandoned]
             changes.append(StatusChange(row.record.id, CLAIM))
             try:
@@ -190,15 +225,17 @@ class StatePersistence(
                 continue  # somebody else was faster: look again
             except StorageError as exc:
                 if not _undone(exc):
-                    self._claimed |= {snapshot.id}
+                    self._claimed |= {row.record.id}
                     await self.release()
                 raise
-            self._claimed |= {snapshot.id}
-            snapshot.status = 'pending'
+            self._claimed |= {row.record.id}
             if receipt.interrupted:
                 await self.release()
                 raise receipt.interrupted
-            return snapshot
+            return row, found
+
+    def _thaw_node(self, row: Row) -> NodeSnapshot[StateT, RunEndT]:
+        return cast('NodeSnapshot[StateT, RunEndT]', self._thaw(row))
 
     async def load_all(self) -> list[Snapshot[StateT, RunEndT]]:
         """Load every snapshot of the run, in the order of writing.
@@ -304,7 +341,7 @@ class StatePersistence(
     async def release(self) -> None:
         """Give back what `load_next` handed to this instance and was never run, for anybody to run."""
         await self._flush()
-        claimed, self._claimed = self._claimed, frozenset()
+        claimed, self._claimed, self._offered = self._claimed, frozenset(), None
         if claimed:
             changes = [StatusChange(i, RELEASE, reason='never run') for i in sorted(claimed)]
             # what somebody else has taken over, or gone past, is no longer this instance's to give back

@@ -103,7 +103,8 @@ async def iter_or_resume(
     if infer_name:
         _name(graph, _caller(inspect.currentframe()))
     persistence.set_graph_types(graph)
-    await persistence.release()
+    if persistence._offered is None:
+        await persistence.release()
     if start_node is not None:
         await persistence.snapshot_start(state, start_node)  # type: ignore[arg-type]
     async with AsyncExitStack() as stack:

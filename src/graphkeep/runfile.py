@@ -14,12 +14,13 @@ from typing import Final, NamedTuple
 
 from filelock import lock_descriptor, unlock_descriptor
 
-from .backend import Applied, LockBusy, LoggedRun, RunLog
+from .backend import Applied, LockBusy, LoggedRun, RunLog, apply
 from .codec import Body
-from .commit import UNOWNED, Commit, Ownership, Receipt, Row, StepRecord, Tail
+from .commit import UNOWNED, About, Commit, Ownership, Receipt, Row, StepRecord, Tail
 from .errors import CorruptSnapshotError, StorageError
 from .inhand import AT, LENGTH, InHand, read_in_hand
 from .jsonrun import parse_body, parse_run, render
+from .runinfo import RunInfo
 
 __all__ = ('RunFile',)
 
@@ -56,7 +57,7 @@ class RunFile(LoggedRun):
         self.run_id = run_id
         self.clock = clock
         self.prompt = False
-        self.log = RunLog(run_id, clock)
+        self.log = RunLog(run_id)
         self._given = path
         self._durable = durable
         self._mutex = threading.Lock()
@@ -86,7 +87,7 @@ class RunFile(LoggedRun):
         """Apply the commit whole, or raise and change nothing."""
         with self._mutex, self._timed(), self._reporting('write'), self._lock() as lock:
             self._refresh(lock)
-            applied = self.log.apply(commit)
+            applied = apply(self.log, commit, self.clock())
             changes = applied.changed or applied.appended or applied.ownership != self.log.ownership
             if changes and not self._note(lock, applied):
                 self._store(applied)
@@ -103,6 +104,48 @@ class RunFile(LoggedRun):
         with self._mutex, self._timed(), self._reporting('read'):
             self._refresh_unlocked()
             return self._rows()
+
+    def look(self) -> RunInfo | None:
+        """Return what is known of the whole run, `None` if nothing is stored of it."""
+        with self._mutex, self._reporting('read'):
+            self._refresh_unlocked()
+            return self.info()
+
+    def everything(self) -> tuple[list[Row], About]:
+        """Return every row, oldest first, and what else is known of the run."""
+        return self.rows(), self.log.about
+
+    def insert(self, rows: Sequence[Row], about: About) -> bool:
+        """Store a whole run, unless there is one."""
+        with self._mutex, self._reporting('write'), self._lock() as lock:
+            self._refresh(lock)
+            if self.log.last:
+                return False
+            self._rewrite(rows, UNOWNED, about)
+            return True
+
+    def delete(self) -> bool:
+        """Delete the files; return whether there was a run."""
+        with self._mutex, self._reporting('delete'), self._lock() as lock:
+            try:
+                self._refresh(lock)
+                there = self._may_be_deleted()
+            except CorruptSnapshotError:
+                there = True
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
+            os.unlink(self._lock_name)  # whoever waits for it finds out that it is not the one any more
+            self._version = None
+            self._forget()
+            return there
+
+    def trim(self, before: datetime) -> int:
+        """Delete the oldest rows, those that ended before and that the run has gone past."""
+        with self._mutex, self._reporting('write'), self._lock() as lock:
+            self._refresh(lock)
+            if passed := self.log.passed(before):
+                self._rewrite(self._rows()[passed:], self.log.ownership, self.log.about)
+            return passed
 
     def body(self, index: int) -> Body:
         """Return the body of the row at this position."""
@@ -135,9 +178,10 @@ class RunFile(LoggedRun):
             return None
         if any(record.status not in _IN_HAND for record in applied.changed.values()):
             return None
-        filed = {index: was for index, (was, _) in self._held.items()}
-        now = {index: record for index, (_, record) in self._held.items()} | applied.changed
-        held = {index: (filed.get(index, self.log.records[index]), record) for index, record in now.items()}
+        held = dict(self._held)
+        for seq, record in applied.changed.items():
+            was = held[seq][0] if seq in held else self.log.records[self.log.index(seq)]
+            held[seq] = was, record
         return InHand(self._number + 1, applied.ownership, held) if held else None
 
     def _note(self, lock: int, applied: Applied) -> bool:
@@ -154,11 +198,12 @@ class RunFile(LoggedRun):
     def _store(self, applied: Applied) -> None:
         """Write what the commit makes of the run, and only then take it over."""
         owned_at = self._owned_at
-        dirty = {index: record for index, (_, record) in self._held.items()} | applied.changed
+        changed_records = {seq: record for seq, (_, record) in self._held.items()} | applied.changed
+        dirty = {self.log.index(seq): record for seq, record in changed_records.items()}
         if applied.ownership != self._filed:
             if owned_at is not None and self._filed.owner is not None:
                 dirty.setdefault(owned_at, self.log.records[owned_at])
-            owned_at = next(reversed(applied.changed), owned_at)
+            owned_at = next(map(self.log.index, reversed(applied.changed)), owned_at)
         first = min(dirty, default=len(self.log.records))
         elements: list[bytes] = []
         for index in range(first, len(self.log.records)):
@@ -166,10 +211,12 @@ class RunFile(LoggedRun):
                 elements.append(self._element(index))
             else:
                 body, others = self._content(index)
-                elements.append(
-                    render(record, body, applied.ownership if index == owned_at else UNOWNED, others)
-                )
-        elements += [render(row.record, row.body) for row in applied.appended]
+                ownership = applied.ownership if index == owned_at else UNOWNED
+                elements.append(render(record, body, ownership, others, None if index else self.log.about))
+        about = applied.begins
+        for row in applied.appended:
+            elements.append(render(row.record, row.body, about=about))
+            about = None
         keep = self._begins[first] if first < len(self._begins) else len(self._text)
         changed = (
             b',\n'.join(elements)
@@ -187,6 +234,27 @@ class RunFile(LoggedRun):
             except OSError as exc:
                 raise StorageError(str(self._given), 'make durable', exc, receipt=applied.receipt) from exc
 
+    def _rewrite(self, rows: Sequence[Row], ownership: Ownership, about: About) -> None:
+        """Write a whole run in the place of what is there."""
+        first, *others = rows
+        in_hand = [row for row in rows if row.record.status in _IN_HAND]
+        owned = (in_hand or [rows[-1]])[-1]
+        elements = [
+            render(
+                row.record,
+                row.body,
+                ownership if row is owned else UNOWNED,
+                about=about if row is first else None,
+            )
+            for row in (first, *others)
+        ]
+        text = b',\n'.join(elements)
+        version = self._replace(len(b'[\n'), text)
+        self._load(b'[\n' + text + b'\n]\n')
+        self._version = version
+        if self._durable:
+            _sync_directory(os.path.dirname(self._path))
+
     def _take_over(
         self, applied: Applied, first: int, keep: int, changed: bytes, elements: Sequence[bytes]
     ) -> None:
@@ -198,9 +266,9 @@ class RunFile(LoggedRun):
             at += len(element) + 2
         count = len(self.log.records)
         self.log.accept(applied)
-        for index, record in applied.changed.items():
+        for seq, record in applied.changed.items():
             if record.status in ('success', 'error'):
-                self._contents.pop(index, None)
+                self._contents.pop(self.log.index(seq), None)
         for index, row in enumerate(applied.appended, start=count):
             if row.record.kind == 'node':
                 self._contents[index] = (row.body, b'')
@@ -253,7 +321,7 @@ class RunFile(LoggedRun):
 
     def _take_in_hand(self, slots: bytes) -> None:
         """Replace what is in hand by what the slots say."""
-        self._set({index: was for index, (was, _) in self._held.items()}, self._filed)
+        self._set({seq: was for seq, (was, _) in self._held.items()}, self._filed)
         self._held = {}
         self._slots = slots
         try:
@@ -266,7 +334,7 @@ class RunFile(LoggedRun):
             ) from exc
         if in_hand is not None:
             self._held = dict(in_hand.held)
-            self._set({index: record for index, (_, record) in self._held.items()}, in_hand.ownership)
+            self._set({seq: record for seq, (_, record) in self._held.items()}, in_hand.ownership)
 
     def _set(self, records: dict[int, StepRecord], ownership: Ownership) -> None:
         self.log.accept(Applied(records, [], ownership, Receipt()))
@@ -276,7 +344,7 @@ class RunFile(LoggedRun):
         self._forget()
         self._owned_at = run.owned_at
         self._filed = UNOWNED if run.owned_at is None else run.elements[run.owned_at].ownership
-        self.log.load((element.row.record for element in run.elements), self._filed)
+        self.log.load((element.row.record for element in run.elements), self._filed, run.about)
         at = len(self._text)
         for element in run.elements:
             self._begins.append(at)
@@ -335,6 +403,8 @@ class RunFile(LoggedRun):
             if not lock_descriptor(fd, blocking=False):
                 raise LockBusy
             try:
+                if not os.path.samestat(os.fstat(fd), _stat(name)):
+                    raise LockBusy  # it was deleted meanwhile: there is another one
                 yield fd
             finally:
                 unlock_descriptor(fd)  # a child that was forked meanwhile has the descriptor too
@@ -364,6 +434,13 @@ def _write_all(fd: int, data: memoryview, end: int) -> None:
             at:end
         ] as rest:  # released even if an error keeps this frame, so that the text can go on growing
             at += os.write(fd, rest)
+
+
+def _stat(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        raise LockBusy from None
 
 
 def _make_directory(directory: str, *, durable: bool) -> None:

@@ -1,57 +1,396 @@
-"""`Store`: many runs, each under its id."""
+"""`Store`: many runs, each under its id, and the verbs that every store has."""
 
 from __future__ import annotations
 
-import unicodedata
+import heapq
+import random
 from abc import ABC, abstractmethod
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
 
-from .errors import InvalidRunIdError
-from .stored import StoredStatePersistence
+from .calls import Calling, call
+from .commit import About, Row, StepRecord
+from .errors import (
+    RunExistsError,
+    RunOwnedError,
+    SnapshotStatusError,
+    UnknownRunError,
+    UnknownSnapshotError,
+)
+from .jsonrun import dump_run, parse_run
+from .names import check_run_id, check_tags
+from .offload import submit
+from .runinfo import Pruned, RunInfo, RunQuery
+from .status import SnapshotStatus
+from .stored import LOCK_TIMEOUT, StoredStatePersistence
 
-__all__ = ('MAX_RUN_ID', 'Store', 'check_run_id')
+__all__ = ('Store',)
 
-MAX_RUN_ID: Final = 128
-"""How many characters a run id may have."""
+T = TypeVar('T')
+
+_PAGE: Final = 100  # runs that are listed at once where all are gone through
+_CHOICE: Final = 16  # runs among which a claimer chooses, so that several do not all go for the same one
 
 
 class Store(ABC):
-    """A place that keeps many runs."""
+    """A place that keeps many runs.
 
-    def run(self, run_id: str) -> StoredStatePersistence[Any, Any]:
+    Safe to use from several threads and event loops at once. Works as an async context manager, which closes
+    it; a store that was not closed loses nothing that was committed.
+
+    A store is written by giving the abstract methods. They block, may be called from any thread, and are each
+    atomic towards everybody else who uses the store.
+    """
+
+    clock: Callable[[], datetime]
+    """What leases are measured with (UTC)."""
+
+    _lock_timeout: float = LOCK_TIMEOUT
+    _inline = False  # whether the methods below are quick enough for the event loop's own thread
+
+    # ------------------------------------------------------------------------------------------ one run
+
+    def run(self, run_id: str, *, tags: Iterable[str] = ()) -> StoredStatePersistence[Any, Any]:
         """Return the persistence of one run; the run begins to exist with its first snapshot.
 
         Args:
             run_id: Any text of 1 to 128 characters that has no control characters and no slashes, and begins
                 neither with a dot nor with a space.
+            tags: What the run is to be found by, recorded when it begins: texts of 1 to 128 characters.
 
         Raises:
             InvalidRunIdError: if the id is not of that form.
         """
-        return self._open(check_run_id(run_id))
+        return self._open(check_run_id(run_id), check_tags(tags))
+
+    async def history(self, run_id: str) -> list[StepRecord]:
+        """Return what is known of every snapshot of a run, with attempts, errors and owners, oldest first.
+
+        Raises:
+            UnknownRunError: if there is no such run.
+        """
+        if not (records := await self.run(run_id).load_history()):
+            raise UnknownRunError(run_id)
+        return records
+
+    async def recover(self, run_id: str) -> int:
+        """Set what an owner that is gone had pending or running back to `created`; idempotent.
+
+        Returns:
+            How many snapshots were set back.
+
+        Raises:
+            UnknownRunError: if there is no such run.
+            RunOwnedError: if the owner lives, as far as can be known.
+        """
+        await self.history(run_id)
+        return await self.run(run_id).recover()
+
+    async def retry(self, run_id: str) -> None:
+        """Give the failed node at which a run stopped another attempt, with the state from before it.
+
+        It is `created` again, for anybody to go on with.
+
+        Raises:
+            UnknownRunError: if there is no such run.
+            RunFinishedError: if the run has ended.
+            SnapshotStatusError: if the run's newest snapshot is not `error`.
+            RunOwnedError: if another living owner has the run.
+        """
+        await self.run(run_id).retry()
+
+    async def fork(
+        self, run_id: str, *, into: str, at: str | int | None = None
+    ) -> StoredStatePersistence[Any, Any]:
+        """Make a new run that begins like this one, and goes on by itself from one of its snapshots.
+
+        The new run has its own copy of everything up to that snapshot, which is to be run again there.
+        Whatever becomes of the old run does not touch it. The run it came from is on record as its `parent`.
+
+        Args:
+            run_id: The run to copy.
+            into: The id of the new run.
+            at: The snapshot to go on from, by its id (the newest with this id) or its number; by default the
+                newest one.
+
+        Returns:
+            The persistence of the new run.
+
+        Raises:
+            UnknownRunError: if there is no such run.
+            UnknownSnapshotError: if it has no such snapshot.
+            RunExistsError: if there is a run `into` already.
+        """
+        forked = self.run(into)
+        rows, about = await self._call(partial(self._rows, check_run_id(run_id)))
+        if not rows:
+            raise UnknownRunError(run_id)
+        kept = rows[: _position(run_id, rows, at) + 1]
+        kept[-1] = Row(_afresh(kept[-1].record), kept[-1].body)
+        parent = run_id, kept[-1].record.seq
+        await self._insert_rows(into, kept, About(about.graph, about.tags, self.clock(), parent))
+        return forked
+
+    async def export(self, run_id: str, *, indent: int | None = None) -> bytes:
+        """Return a run as JSON, in the format of `FileStatePersistence` and pydantic-graph 1.x.
+
+        Args:
+            run_id: The run.
+            indent: How many spaces to indent by; by default everything is on one line.
+
+        Raises:
+            UnknownRunError: if there is no such run.
+        """
+        rows, about = await self._call(partial(self._rows, check_run_id(run_id)))
+        if not rows:
+            raise UnknownRunError(run_id)
+        return dump_run(rows, about, indent=indent)
+
+    async def import_run(self, data: str | bytes | bytearray, *, run_id: str) -> None:
+        """Store a run that `export`, `FileStatePersistence` or pydantic-graph 1.x has written.
+
+        Nothing is decoded, so the graph need not be known. What is `pending` or `running` in it is `created`
+        here, because whoever was at it is not at this copy.
+
+        Args:
+            data: The JSON.
+            run_id: What to call the run here.
+
+        Raises:
+            CorruptSnapshotError: if it is something else. Nothing is stored.
+            RunExistsError: if there is a run with this id already.
+        """
+        check_run_id(run_id)
+        run = parse_run(data, place='the JSON given')
+        if not run.elements:
+            raise UnknownRunError(run_id)
+        rows = [Row(_settled(row.record), row.body) for row in run.rows]
+        about = run.about if run.about.created else run.about._replace(created=self.clock())
+        await self._insert_rows(run_id, rows, about)
+
+    async def delete(self, run_id: str) -> bool:
+        """Delete a run, with everything that is stored of it.
+
+        Returns:
+            Whether there was such a run.
+
+        Raises:
+            RunOwnedError: if a living owner has it in hand.
+        """
+        return await self._call(partial(self._delete, check_run_id(run_id)))
+
+    # ----------------------------------------------------------------------------------------- many runs
+
+    async def runs(
+        self,
+        *,
+        status: SnapshotStatus | Collection[SnapshotStatus] | None = None,
+        graph: str | None = None,
+        tag: str | None = None,
+        updated_before: datetime | None = None,
+        limit: int = 100,
+        after: str | RunInfo | None = None,
+    ) -> list[RunInfo]:
+        """List runs, in the order of their ids; every condition given must hold.
+
+        Args:
+            status: Where they are, see `RunInfo.status`; one or several.
+            graph: The name of their graph.
+            tag: A tag that they have.
+            updated_before: Before when they were last changed (aware).
+            limit: How many at most.
+            after: The last run of the page before, or its id; for the next page.
+        """
+        statuses = None if status is None else frozenset([status] if isinstance(status, str) else status)
+        query = RunQuery(
+            statuses=statuses,
+            graph=graph,
+            tag=tag,
+            updated_before=updated_before,
+            after=after.id if isinstance(after, RunInfo) else after or '',
+            limit=limit,
+        )
+        return await self._call(partial(self._list, query))
+
+    async def claim(
+        self, *, graph: str | None = None, tag: str | None = None
+    ) -> StoredStatePersistence[Any, Any] | None:
+        """Take one resumable run in hand, so that several processes can share the work.
+
+        A run is resumable if it waits, was asked to be retried, or was left by an owner who is gone. It is
+        this process's from here on, until its next step has ended; give what is returned to `run_or_resume`,
+        or `release()` it. Those that were unchanged the longest come first, roughly.
+
+        Args:
+            graph: Only runs of a graph with this name.
+            tag: Only runs that have this tag.
+
+        Returns:
+            The persistence of a run that nobody else gets, or `None` if there is none now.
+        """
+        query = RunQuery(graph=graph, tag=tag, resumable=True, limit=_CHOICE)
+        while found := await self._call(partial(self._list, query)):
+            random.shuffle(found)
+            for info in found:
+                persistence = self.run(info.id)
+                try:
+                    if await persistence.claim() is not None:
+                        return persistence
+                except (RunOwnedError, SnapshotStatusError, UnknownSnapshotError):
+                    continue  # somebody else was faster
+        return None
+
+    async def recover_all(self) -> int:
+        """Recover every run whose owner is gone; idempotent.
+
+        Going on with such a run recovers it too. This is for a list that shows what can be gone on with.
+
+        Returns:
+            How many runs were recovered.
+        """
+        recovered = 0
+        async for info in self._all(RunQuery(statuses=frozenset({'pending', 'running'}), limit=_PAGE)):
+            if info.resumable:
+                try:
+                    recovered += await self.run(info.id).recover() > 0
+                except (RunOwnedError, SnapshotStatusError, UnknownSnapshotError):
+                    continue  # somebody else goes on with it by now
+        return recovered
+
+    async def prune(
+        self,
+        *,
+        older_than: timedelta | datetime,
+        keep_last: int = 0,
+        only_finished: bool = True,
+    ) -> Pruned:
+        """Delete finished runs that nothing has happened to for so long; each in a write of its own.
+
+        What an unfinished run needs to resume is never deleted. Nor is what a fork needs, which has its own.
+
+        Args:
+            older_than: How long ago the run ended, or before when (aware).
+            keep_last: How many of the finished runs to keep whatever their age: the newest ones.
+            only_finished: Otherwise unfinished runs, too, lose those of their snapshots that they have gone
+                past and that ended so long ago.
+
+        Returns:
+            How much was deleted.
+        """
+        before = self.clock() - older_than if isinstance(older_than, timedelta) else older_than
+        finished = RunQuery(statuses=frozenset({'success'}), limit=_PAGE)
+        kept: set[str] = set()
+        if keep_last:
+            newest = heapq.nlargest(keep_last, [(i.updated, i.id) async for i in self._all(finished)])
+            kept = {run_id for _, run_id in newest}
+        runs = snapshots = 0
+        old = RunQuery(statuses=frozenset({'success'}), updated_before=before, limit=_PAGE)
+        async for info in self._all(old):
+            if info.id not in kept:
+                runs += await self.delete(info.id)
+        if not only_finished:
+            async for info in self._all(RunQuery(statuses=_UNFINISHED, limit=_PAGE)):
+                snapshots += await self._call(partial(self._trim, info.id, before))
+        return Pruned(runs, snapshots)
+
+    async def _all(self, query: RunQuery) -> AsyncIterator[RunInfo]:
+        """Yield every run, a page at a time."""
+        while page := await self._call(partial(self._list, query)):
+            for info in page:
+                yield info
+            query = replace(query, after=page[-1].id)
+
+    # -------------------------------------------------------------------------------------------- closing
+
+    async def aclose(self) -> None:  # noqa: B027 -- most have nothing to close
+        """Close what the store has opened; what was committed is there. Idempotent."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # ------------------------------------------------------------------------------- to be given by a store
 
     @abstractmethod
-    def _open(self, run_id: str) -> StoredStatePersistence[Any, Any]:
+    def _open(self, run_id: str, tags: tuple[str, ...]) -> StoredStatePersistence[Any, Any]:
         """Return the persistence of the run with this id, which has been checked."""
 
+    @abstractmethod
+    def _list(self, query: RunQuery) -> list[RunInfo]:
+        """Return the runs that are asked for, in order."""
 
-def check_run_id(run_id: object) -> str:
-    """Return the run id if it is one that every store accepts.
+    @abstractmethod
+    def _rows(self, run_id: str) -> tuple[list[Row], About]:
+        """Return every row of a run, oldest first, and what else is known of it; no rows if there is none."""
 
-    Raises:
-        InvalidRunIdError: if it is not.
-    """
-    if not isinstance(run_id, str):
-        raise InvalidRunIdError(run_id, f'it is of type {type(run_id).__name__}; give a string.')
-    if not run_id:
-        raise InvalidRunIdError(run_id, 'it is empty; give at least one character.')
-    if len(run_id) > MAX_RUN_ID:
-        raise InvalidRunIdError(run_id, f'it has {len(run_id)} characters; give at most {MAX_RUN_ID}.')
-    if run_id[0] in '. ':
-        raise InvalidRunIdError(run_id, 'it begins with a dot or a space; begin with another character.')
-    bad = next((c for c in run_id if c in '/\\' or unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp')), None)
-    if bad is not None:
-        raise InvalidRunIdError(
-            run_id, f'it contains {bad!r}; give no slashes, control characters or surrogates.'
-        )
-    return run_id
+    @abstractmethod
+    def _insert(self, run_id: str, rows: Sequence[Row], about: About) -> bool:
+        """Store a whole run, with its rows numbered as they are, unless there is one with this id.
+
+        Returns:
+            Whether there was none.
+        """
+
+    @abstractmethod
+    def _delete(self, run_id: str) -> bool:
+        """Delete a whole run; return whether there was one.
+
+        Raises:
+            RunOwnedError: if a living owner has it.
+        """
+
+    @abstractmethod
+    def _trim(self, run_id: str, before: datetime) -> int:
+        """Delete the oldest snapshots that ended before this moment, as far as the run has gone past them.
+
+        Returns:
+            How many there were.
+        """
+
+    async def _insert_rows(self, run_id: str, rows: Sequence[Row], about: About) -> None:
+        if not await self._call(partial(self._insert, run_id, rows, about)):
+            raise RunExistsError(run_id)
+
+    async def _call(self, func: Callable[[], T]) -> T:
+        how = Calling(repr(self), self._lock_timeout, self._inline, queues=False, stubborn=False)
+        value, interrupted = await call(func, partial(submit, func), how)
+        if interrupted is not None:
+            raise interrupted
+        return value
+
+
+_UNFINISHED: Final[frozenset[SnapshotStatus]] = frozenset({'created', 'pending', 'running', 'error'})
+
+
+def _position(run_id: str, rows: Sequence[Row], at: str | int | None) -> int:
+    """Return the position of the row that is asked for."""
+    if at is None:
+        return len(rows) - 1
+    positions = range(len(rows) - 1, -1, -1)
+    wanted = (i for i in positions if at in (rows[i].record.id, rows[i].record.seq))
+    if (position := next(wanted, None)) is None:
+        raise UnknownSnapshotError(run_id, str(at))
+    return position
+
+
+def _afresh(record: StepRecord) -> StepRecord:
+    """Return the record as if its node had never been run; an end stays what it is."""
+    if record.kind == 'end':
+        return record
+    return StepRecord(record.id, record.node_id, seq=record.seq)
+
+
+def _settled(record: StepRecord) -> StepRecord:
+    """Return the record in nobody's hands."""
+    return record._replace(status='created', owner=None) if record.owner or record.status in _HELD else record
+
+
+_HELD: Final = ('pending', 'running')

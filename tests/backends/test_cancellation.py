@@ -219,13 +219,13 @@ class InMemory(Storage):
         return watched(self.open(), reach, prompt=self.prompt)
 
     def _rows(self) -> list[Row]:
-        return cast('Any', self.store)._runs['run'].rows()
+        return cast('Any', self.store)._held['run'].rows()
 
     def nodes(self) -> list[tuple[str, str]]:
         return [(r.record.node_id, r.record.status) for r in self._rows() if r.record.kind == 'node']
 
     def is_free(self) -> bool:
-        return cast('Any', self.store)._runs['run'].tail().ownership.owner is None
+        return cast('Any', self.store)._held['run'].tail().ownership.owner is None
 
 
 class InFile(Storage):

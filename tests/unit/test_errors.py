@@ -103,6 +103,12 @@ async def _owned(_: Path) -> None:
         await run_or_resume(graph, persistence=store.run('r1'))
 
 
+async def _exists(_: Path) -> None:
+    store = MemoryStore()
+    await graph.run(Flip(), persistence=store.run('r1'))
+    await store.fork('r1', into='r1')
+
+
 async def _lost(_: Path) -> None:
     from tests.backends.test_ownership import LEASE, Clock
 
@@ -255,6 +261,13 @@ CASES = [
         (GraphRuntimeError,),
         {'run_id': _is_('r1'), 'owner': _is_this_process},
         ("'r1'", 'taken over', f'process {os.getpid()} on', 'refused'),
+    ),
+    Case(
+        'RunExistsError',
+        _exists,
+        (GraphRuntimeError,),
+        {'run_id': _is_('r1')},
+        ("'r1'", 'another id'),
     ),
     Case(
         'InvalidRunIdError',

@@ -8,7 +8,7 @@ import threading
 import anyio
 import pytest
 
-from graphkeep.offload import in_thread, pause
+from graphkeep.offload import finished, pause, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.anyio
 @pytest.mark.both_backends
 async def test_in_thread():
     """The work is done in another thread, and its result is handed over."""
-    work, interrupted = await in_thread(threading.get_ident)
+    work = submit(threading.get_ident)
+    interrupted = await finished(work)
     assert work.result() != threading.get_ident()
     assert interrupted is None
 
@@ -24,7 +25,8 @@ async def test_in_thread():
 @pytest.mark.both_backends
 async def test_failing_work():
     """What the work raises is for whoever asks for its result."""
-    work, _ = await in_thread(lambda: int('x'))
+    work = submit(lambda: int('x'))
+    assert await finished(work) is None
     with pytest.raises(ValueError, match='invalid literal'):
         work.result()
 
@@ -41,7 +43,7 @@ async def test_scope_waits_for_the_work():
     with anyio.CancelScope() as scope:
         scope.cancel()
         threading.Timer(0.02, go.set).start()
-        await in_thread(func)
+        await finished(submit(func))
         assert done.is_set()
         await anyio.lowlevel.checkpoint()
         pytest.fail('the cancellation was swallowed')
@@ -62,7 +64,8 @@ async def test_task_cancel_waits_for_the_work(times: int, fails: bool):
             raise ValueError('failed')
         return 'done'
 
-    task = asyncio.create_task(in_thread(func))
+    work = submit(func)
+    task = asyncio.create_task(finished(work))
     while not begun.is_set():  # noqa: ASYNC110 -- what is waited for happens in a thread
         await asyncio.sleep(0.001)
     for _ in range(times):
@@ -71,7 +74,7 @@ async def test_task_cancel_waits_for_the_work(times: int, fails: bool):
         await asyncio.sleep(0)
     assert not task.done()
     go.set()
-    work, interrupted = await task
+    interrupted = await task
     assert done.is_set()
     assert isinstance(interrupted, asyncio.CancelledError)
     assert isinstance(work.exception(), ValueError) if fails else work.result() == 'done'

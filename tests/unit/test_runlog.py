@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from graphkeep import Owner, SnapshotStatusError, StepRecord, UnknownSnapshotError
-from graphkeep.backend import RunLog
+from graphkeep.backend import RunLog, apply
 from graphkeep.commit import UNOWNED, Commit, Receipt, Row, StatusChange, Writer
 from graphkeep.status import CLAIM, FAIL, START, SUCCEED, Transition
 
@@ -21,7 +21,7 @@ def row(snapshot_id: str) -> Row:
 
 def commit(log: RunLog, commit_: Commit) -> Receipt:
     """Compute and accept."""
-    applied = log.apply(commit_)
+    applied = apply(log, commit_, NOW)
     log.accept(applied)
     return applied.receipt
 
@@ -33,7 +33,7 @@ def change(snapshot_id: str, *transitions: Transition) -> Commit:
 
 def log_of(*ids: str) -> RunLog:
     """Return a log with these created snapshots."""
-    log = RunLog('run', lambda: NOW)
+    log = RunLog('run')
     commit(log, Commit(rows=[row(i) for i in ids]))
     return log
 
@@ -43,7 +43,7 @@ def test_apply_changes_nothing():
     log = log_of('a')
     before = (list(log.records), log.ownership, log.tail_positions(), log.open_positions())
     writer = Writer(take=Owner('me', 'host', 1), lease=30)
-    log.apply(Commit(changes=[StatusChange('a', START, NOW)], rows=[row('b')], writer=writer))
+    apply(log, Commit(changes=[StatusChange('a', START, NOW)], rows=[row('b')], writer=writer), NOW)
     assert (list(log.records), log.ownership, log.tail_positions(), log.open_positions()) == before
 
 
@@ -84,7 +84,7 @@ def test_refused_whole():
     for last, error in (('b', SnapshotStatusError), ('c', UnknownSnapshotError)):
         changes = [StatusChange('a', START, NOW), StatusChange(last, SUCCEED, NOW)]
         with pytest.raises(error):
-            log.apply(Commit(changes=changes, rows=[row('d')]))
+            apply(log, Commit(changes=changes, rows=[row('d')]), NOW)
     assert [record.status for record in log.records] == ['created', 'created']
 
 

@@ -1,0 +1,195 @@
+"""What one instance has in hand of its run: who makes a commit, and what a commit leaves in hand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+from weakref import WeakMethod
+
+import anyio
+
+from . import heartbeat
+from .backend import RunBackend, Turn
+from .commit import Commit, Receipt, Writer
+from .errors import OwnershipLostError, RunOwnedError
+from .guard import Guard
+from .offload import caller
+from .owner import new_owner
+from .status import CLAIM, FAIL, RECOVER, RELEASE, START, SUCCEED
+
+__all__ = ('Claims', 'Commitment', 'NodeGuard')
+
+P = ParamSpec('P')
+T = TypeVar('T')
+
+_BEGINS = (CLAIM, START)
+_ENDS = (SUCCEED, FAIL, RELEASE)
+
+
+class Claims:
+    """What one instance has in hand of its run, and under which fence."""
+
+    def __init__(self, backend: RunBackend, lease: float):
+        self.backend = backend
+        self.lease = lease
+        self.owner = new_owner(self)
+        self.mutex = threading.Lock()
+        self.in_hand: set[str] = set()
+        self.fence: int | None = None
+        self._hold: heartbeat.Hold | None = None
+        self._guards: set[NodeGuard] = set()
+        # weakly: a persistence that nobody has any more must not keep its run
+        self._beat = _weakly(self._renew), _weakly(self._lost)
+
+    def enter(self, guard: NodeGuard) -> None:
+        """Cancel this node, too, if the run is lost."""
+        self._guards.add(guard)
+
+    def leave(self, guard: NodeGuard) -> None:
+        """Cancel this node no more."""
+        self._guards.discard(guard)
+
+    def keep(self, in_hand: set[str], fence: int) -> None:
+        """Know what is in hand now, and keep the run as long as anything is."""
+        if not in_hand:
+            self.forget()
+            return
+        self.in_hand, self.fence = in_hand, fence
+        if self._hold is None:
+            self._hold = heartbeat.Hold(self.lease / 3, *self._beat)
+            heartbeat.keeper.hold(self._hold)
+
+    def forget(self) -> None:
+        """Have nothing in hand any more."""
+        self.in_hand = set()
+        self.fence = None
+        if self._hold is not None:
+            heartbeat.keeper.drop(self._hold)
+            self._hold = None
+
+    def _renew(self) -> bool:
+        """Renew the lease, in the heartbeat's thread; return whether there still is something to keep."""
+        try:
+            self.backend.write(_Renewal(self))
+        except _NothingInHandError:
+            return False
+        return True
+
+    def _lost(self, exc: OwnershipLostError) -> None:
+        with self.mutex:
+            self.forget()
+        for guard in tuple(self._guards):
+            guard.cancel(exc)
+
+
+class _Write(Turn):
+    """A write by one instance; its other ones, and its heartbeat's, wait meanwhile."""
+
+    def __init__(self, claims: Claims):
+        self._claims = claims
+
+    def enter(self, *, wait: bool) -> bool:
+        return self._claims.mutex.acquire(blocking=wait)
+
+    def leave(self) -> None:
+        self._claims.mutex.release()
+
+    def settle(self, receipt: Receipt) -> None:
+        pass
+
+    def fail(self, exc: Exception) -> None:
+        pass
+
+
+class Commitment(_Write):
+    """A commit of the instance, to which it is added who makes it."""
+
+    def __init__(self, claims: Claims, commit: Commit):
+        super().__init__(claims)
+        self._commit = commit
+        self._in_hand: set[str] = set()
+
+    def open(self) -> Commit:
+        """Add who makes it, or refuse what this instance does not have in hand."""
+        claims = self._claims
+        in_hand, take = claims.in_hand.copy(), None
+        for change in self._commit.changes:
+            snapshot_id, transition = change.snapshot_id, change.transition
+            if transition in _BEGINS:
+                in_hand.add(snapshot_id)
+                take = claims.owner
+            elif transition in _ENDS:
+                if snapshot_id not in claims.in_hand:
+                    raise OwnershipLostError(claims.backend.run_id, None)
+                in_hand.discard(snapshot_id)
+            elif transition is RECOVER:
+                if claims.fence is not None and snapshot_id in claims.in_hand:
+                    # by this very instance, which lives
+                    raise RunOwnedError(claims.backend.run_id, claims.owner, None)
+                take = claims.owner
+        self._in_hand = in_hand
+        give_up = not in_hand and (claims.fence is not None or take is not None)
+        return self._commit.by(Writer(claims.fence, take, claims.lease, give_up))
+
+    def settle(self, receipt: Receipt) -> None:
+        """Know what is in hand now."""
+        self._claims.keep(self._in_hand, receipt.fence)
+
+    def fail(self, exc: Exception) -> None:
+        """Have nothing in hand any more if the run is lost."""
+        if isinstance(exc, OwnershipLostError):
+            self._claims.forget()
+
+
+class _Renewal(_Write):
+    """The renewal of the lease."""
+
+    def open(self) -> Commit:
+        claims = self._claims
+        if claims.fence is None:
+            raise _NothingInHandError
+        return Commit(writer=Writer(claims.fence, claims.owner, claims.lease))
+
+
+class _NothingInHandError(Exception):
+    """There is no lease to renew any more."""
+
+
+def _weakly(method: Callable[P, T]) -> Callable[P, T | None]:
+    """Return a function that calls the method while its object is there, and then returns `None`."""
+    reference = WeakMethod(method)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        alive = reference()
+        return None if alive is None else alive(*args, **kwargs)
+
+    return call
+
+
+class NodeGuard(Guard):
+    """Cancels the node that runs within it, from any thread."""
+
+    def __init__(self, claims: Claims):
+        self._claims = claims
+        self._scope = anyio.CancelScope()
+        self._call = caller()
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+        self._claims.enter(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        self._claims.leave(self)
+        swallowed = self._scope.__exit__(kind, exc, tb)
+        return bool(swallowed) and self.lost is not None
+
+    def cancel(self, exc: OwnershipLostError) -> None:
+        """Cancel the node."""
+        self.lost = exc
+        with suppress(RuntimeError):  # the event loop has ended, and the node with it
+            self._call(self._scope.cancel)

@@ -1,0 +1,179 @@
+"""What is known of a whole run, and how runs are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple, get_args
+
+from .commit import About, Ownership, StepError, StepRecord
+from .errors import GraphkeepError
+from .names import check_tags
+from .owner import Owner
+from .status import SnapshotStatus
+
+__all__ = ('Pruned', 'RunInfo', 'RunQuery', 'damaged', 'describe', 'last_change', 'run_status')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """One run, as a store lists it."""
+
+    id: str
+    """The run's id."""
+    graph: str | None
+    """The name of its graph, if that had one when the run began."""
+    status: SnapshotStatus
+    """Where the run is: `'created'`, it waits for anybody; `'pending'` or `'running'`, somebody has its node;
+    `'error'`, its node raised; `'success'`, it has ended."""
+    steps: int
+    """How many snapshots it has, those that were pruned included."""
+    created: datetime | None
+    """When its first snapshot was stored (UTC); `None` for a file that pydantic-graph 1.x wrote."""
+    updated: datetime | None
+    """When a step of it last began or ended (UTC), or it was created."""
+    owner: Owner | None
+    """Who has it in hand."""
+    expires: datetime | None
+    """Until when, unless it is renewed (UTC)."""
+    error: StepError | None
+    """What the node raised at which the run stopped."""
+    tags: tuple[str, ...]
+    """What it is found by, sorted."""
+    parent: tuple[str, int] | None
+    """The run that it was forked from, and the number of the snapshot that it begins at."""
+    resumable: bool
+    """Whether anybody may go on with it now: it waits, or whoever had it in hand is gone."""
+
+
+class Pruned(NamedTuple):
+    """What `Store.prune` has deleted."""
+
+    runs: int
+    """How many runs, whole."""
+    snapshots: int
+    """How many snapshots of runs that are still there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunQuery:
+    """Which runs to list; every condition must hold."""
+
+    statuses: frozenset[SnapshotStatus] | None = None
+    """One of these, or any."""
+    graph: str | None = None
+    """The graph's name."""
+    tag: str | None = None
+    """A tag that it has."""
+    updated_before: datetime | None = None
+    """When it was last changed (UTC)."""
+    resumable: bool = False
+    """Only those that anybody may go on with now."""
+    after: str = ''
+    """Only ids that come after this one."""
+    limit: int | None = None
+    """At most so many: the first ones by id, compared by code points; of resumable ones, those that were
+    unchanged the longest."""
+
+    def __post_init__(self) -> None:
+        statuses = get_args(SnapshotStatus)
+        if wrong := sorted(set(self.statuses or ()) - set(statuses)):
+            raise ValueError(f'status must be one or several of {", ".join(statuses)}, got {wrong[0]!r}')
+        if self.limit is not None and (isinstance(self.limit, bool) or self.limit < 0):
+            raise ValueError(f'limit must be 0 or more, got {self.limit!r}')
+        for name in ('graph', 'tag', 'after'):
+            if not isinstance(text := getattr(self, name), str | None):
+                raise ValueError(f'{name} must be a text, got {text!r}')  # noqa: TRY004 -- as the others
+        if self.tag is not None:
+            check_tags([self.tag])
+        if self.updated_before is not None and self.updated_before.tzinfo is None:
+            raise ValueError(f'updated_before must be an aware time, got {self.updated_before!r}')
+
+    def admits(self, info: RunInfo) -> bool:
+        """Whether the run is one of those, the limit aside."""
+        return (
+            (self.statuses is None or info.status in self.statuses)
+            and (self.graph is None or info.graph == self.graph)
+            and (self.tag is None or self.tag in info.tags)
+            and (
+                self.updated_before is None
+                or (info.updated is not None and info.updated < self.updated_before)
+            )
+            and (not self.resumable or info.resumable)
+            and info.id > self.after
+        )
+
+    def select(self, infos: Iterable[RunInfo]) -> list[RunInfo]:
+        """Return those of the runs, in order."""
+        key: Callable[[RunInfo], object] = _unchanged_for_longest if self.resumable else _by_id
+        return sorted(filter(self.admits, infos), key=key)[: self.limit]  # type: ignore[arg-type]
+
+
+def _by_id(info: RunInfo) -> str:
+    return info.id
+
+
+def _unchanged_for_longest(info: RunInfo) -> tuple[float, str]:
+    return (info.updated.timestamp() if info.updated else 0.0, info.id)
+
+
+def run_status(newest: StepRecord, open_: Iterable[StepRecord]) -> SnapshotStatus:
+    """Return the status of a run."""
+    if newest.kind == 'end':
+        return 'success'
+    statuses = {record.status for record in open_}
+    if statuses:
+        return 'running' if 'running' in statuses else 'pending'
+    # a success without a next: what pydantic-graph 1.x leaves when it dies there
+    return 'created' if newest.status == 'created' else 'error'
+
+
+def describe(
+    run_id: str, about: About, records: list[StepRecord], ownership: Ownership, now: datetime
+) -> RunInfo:
+    """Return what is known of a run of which every record is at hand."""
+    newest = records[-1]
+    open_ = [record for record in records if record.status in ('pending', 'running')]
+    status = run_status(newest, open_)
+    moments = [about.created, *(last_change(record) for record in records[-2:]), *map(last_change, open_)]
+    return RunInfo(
+        id=run_id,
+        graph=about.graph,
+        status=status,
+        steps=newest.seq,
+        created=about.created,
+        updated=max((moment for moment in moments if moment is not None), default=None),
+        owner=ownership.owner,
+        expires=ownership.expires,
+        error=newest.error,
+        tags=about.tags,
+        parent=about.parent,
+        resumable=status == 'created'
+        or (bool(open_) and ownership.owner is not None and ownership.is_free(now)),
+    )
+
+
+def damaged(run_id: str, exc: GraphkeepError) -> RunInfo:
+    """Return what is known of a run that cannot be read."""
+    return RunInfo(
+        id=run_id,
+        graph=None,
+        status='error',
+        steps=0,
+        created=None,
+        updated=None,
+        owner=None,
+        expires=None,
+        error=StepError.of(exc),
+        tags=(),
+        parent=None,
+        resumable=False,
+    )
+
+
+def last_change(record: StepRecord) -> datetime | None:
+    """Return when the latest attempt at a snapshot began or, if it ended, when that was."""
+    if record.start_ts is None or record.duration is None:
+        return record.start_ts
+    return record.start_ts + timedelta(seconds=record.duration)
