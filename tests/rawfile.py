@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ def in_hand(file: Path) -> list[dict[str, Any]]:
     """Return what the newest entry in the lock file says, of whatever file it was about."""
     slots = lock_file(file).read_bytes()[4096:] if lock_file(file).exists() else b''
     entries: list[Any] = [
-        json.loads(line.partition(b' ')[2])
+        json.loads(line[9:])
         for line in (slots[:4096].partition(b'\n')[0], slots[4096:].partition(b'\n')[0])
-        if line.strip(b'\0')
+        if line[:8] == b'%08x' % zlib.crc32(line[9:])  # else it was not written to its end
     ]
     return max(entries, key=lambda entry: entry['number'])['rows'] if entries else []
 
@@ -32,7 +33,8 @@ def stored(file: Path) -> list[dict[str, Any]]:
     held = in_hand(file)
     for row in held:
         filed = rows[int(row['seq']) - 1] if int(row['seq']) <= len(rows) else {}
-        if (filed.get('id'), filed.get('status')) != (row['id'], row['was'][0]):
+        attempt = filed.get('graphkeep', {}).get('attempt', int(filed.get('start_ts') is not None))
+        if [filed.get('id'), filed.get('status'), attempt] != [row['id'], *row['was']]:
             return rows
         if row['graphkeep']['fence'] <= fence:
             return rows

@@ -238,6 +238,9 @@ class Writer:
     """How long the run is taken, or its lease renewed, for; in seconds from now."""
     give_up: bool = False
     """Give the run up, so that it is free for anybody."""
+    holder: str | None = None
+    """The id of the owner for whom the writer has the run, where that is to be compared too: a storage of
+    which a part was deleted may give a number twice."""
 
 
 ANYBODY: Final = Writer()
@@ -322,7 +325,8 @@ def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> O
     """
     writer, fence = commit.writer, ownership.fence
     if writer.fence is not None:
-        if writer.fence != fence or ownership.owner is None:
+        owner = ownership.owner
+        if writer.fence != fence or owner is None or writer.holder not in (None, owner.id):
             raise OwnershipLostError(run_id, ownership.owner)
     elif not ownership.is_free(now):
         raise RunOwnedError(run_id, ownership.owner, ownership.expires)

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic_core import to_json
 
-from .commit import Ownership, StepRecord
+from .commit import UNOWNED, Ownership, StepRecord
 from .jsonrun import dump_members, read_ownership, read_step
 
 __all__ = ('AT', 'LENGTH', 'InHand', 'read_in_hand')
@@ -36,6 +36,8 @@ class InHand(NamedTuple):
     number: int
     """Counts the entries, so that the newer of two is known. They take turns: one that a process did not
     finish writing, because it was killed, leaves the one before as it is."""
+    last: int
+    """The number of the newest snapshot in the file."""
     ownership: Ownership
     """Who has the run."""
     held: Mapping[int, tuple[StepRecord, StepRecord]]
@@ -47,7 +49,7 @@ class InHand(NamedTuple):
         for filed, record in self.held.values():
             was = to_json({'seq': filed.seq, 'was': [filed.status, filed.attempt]})
             rows.append(was[:-1] + b',' + dump_members(record, self.ownership)[1:])
-        entry = b'{"number":%d,"rows":[%b]}' % (self.number, b','.join(rows))
+        entry = b'{"number":%d,"last":%d,"rows":[%b]}' % (self.number, self.last, b','.join(rows))
         line = b'%08x %b\n' % (zlib.crc32(entry), entry)
         if len(line) > _SLOT:
             return None
@@ -71,9 +73,11 @@ def read_in_hand(slots: bytes, filed: Sequence[StepRecord], fence: int) -> tuple
         return 0, None
     nothing = entry['number'], None
     held: dict[int, tuple[StepRecord, StepRecord]] = {}
-    ownership = Ownership()
+    ownership = UNOWNED
+    if not filed or entry['last'] != filed[-1].seq:
+        return nothing
     for row in entry['rows']:
-        position = row['seq'] - filed[0].seq if filed else 0
+        position = row['seq'] - filed[0].seq
         if not 0 <= position < len(filed):
             return nothing
         was = filed[position]
@@ -83,7 +87,7 @@ def read_in_hand(slots: bytes, filed: Sequence[StepRecord], fence: int) -> tuple
         ownership = read_ownership(row)
     if ownership.fence <= fence:
         return nothing
-    return entry['number'], InHand(entry['number'], ownership, held)
+    return entry['number'], InHand(entry['number'], entry['last'], ownership, held)
 
 
 def _entries(slots: bytes) -> list[dict[str, Any]]:

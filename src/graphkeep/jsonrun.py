@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast, get_args
 
 from pydantic_core import PydanticSerializationError, to_json
@@ -23,8 +24,13 @@ from .status import SnapshotStatus
 __all__ = (
     'Element',
     'Run',
+    'dump_attempts',
     'dump_members',
+    'dump_owner',
     'dump_run',
+    'is_plain',
+    'load_attempts',
+    'load_owner',
     'parse_body',
     'parse_run',
     'read_ownership',
@@ -129,7 +135,7 @@ def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:
     extras: dict[str, Any] = {}
     if record.attempt > 1:
         extras['attempt'] = record.attempt
-    if record.attempts and not _is_plain(record):
+    if record.attempts and not is_plain(record):
         extras['attempts'] = [_attempt_to_json(attempt) for attempt in record.attempts]
     elif record.attempts:
         extras['owner'] = record.attempts[-1].owner
@@ -138,7 +144,7 @@ def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:
     if ownership.fence:
         extras['fence'] = ownership.fence
     if ownership.owner is not None:
-        extras['held_by'] = {name: getattr(ownership.owner, name) for name in _OWNER_FIELDS}
+        extras['held_by'] = _owner_to_json(ownership.owner)
         extras['expires'] = _stamp(ownership.expires)
     return extras
 
@@ -158,7 +164,33 @@ def _about_to_json(about: About, first: int) -> dict[str, Any]:
     return known
 
 
-def _is_plain(record: StepRecord) -> bool:
+def dump_attempts(attempts: Iterable[Attempt]) -> str:
+    """Return the JSON array of attempts."""
+    return _json([_attempt_to_json(attempt) for attempt in attempts]).decode()
+
+
+def load_attempts(text: str) -> tuple[Attempt, ...]:
+    """Return the attempts that a JSON array tells; errors are those of a wrong type or value."""
+    return tuple(_read_attempt(attempt) for attempt in json.loads(text))
+
+
+@lru_cache(maxsize=1024)
+def dump_owner(owner: Owner) -> str:
+    """Return the JSON object of an owner."""
+    return _json(_owner_to_json(owner)).decode()
+
+
+@lru_cache(maxsize=1024)
+def load_owner(text: str) -> Owner:
+    """Return the owner that a JSON object tells; errors are those of a wrong type or value."""
+    return _read_owner(json.loads(text))
+
+
+def _owner_to_json(owner: Owner) -> dict[str, Any]:
+    return {name: getattr(owner, name) for name in _OWNER_FIELDS}
+
+
+def is_plain(record: StepRecord) -> bool:
     """Whether the snapshot's own fields say all there is to say of its attempts, but for who ran it."""
     return record.attempt == 1 and record.status == 'success' and len(record.attempts) == 1
 

@@ -85,23 +85,24 @@ class RunFile(LoggedRun):
 
     def commit(self, commit: Commit) -> Receipt:
         """Apply the commit whole, or raise and change nothing."""
-        with self._mutex, self._timed(), self._reporting('write'), self._lock() as lock:
+        with self._mutex, self._reporting('write'), self._lock() as lock:
             self._refresh(lock)
             applied = apply(self.log, commit, self.clock())
             changes = applied.changed or applied.appended or applied.ownership != self.log.ownership
             if changes and not self._note(lock, applied):
-                self._store(applied)
+                with self._timed():
+                    self._store(applied, lock)
             return applied.receipt
 
     def tail(self) -> Tail:
         """Return the end of the run."""
-        with self._mutex, self._timed(), self._reporting('read'):
+        with self._mutex, self._reporting('read'):
             self._refresh_unlocked()
             return self._tail()
 
     def rows(self) -> list[Row]:
         """Return every row, oldest first."""
-        with self._mutex, self._timed(), self._reporting('read'):
+        with self._mutex, self._reporting('read'):
             self._refresh_unlocked()
             return self._rows()
 
@@ -182,7 +183,7 @@ class RunFile(LoggedRun):
         for seq, record in applied.changed.items():
             was = held[seq][0] if seq in held else self.log.records[self.log.index(seq)]
             held[seq] = was, record
-        return InHand(self._number + 1, applied.ownership, held) if held else None
+        return InHand(self._number + 1, self.log.last, applied.ownership, held) if held else None
 
     def _note(self, lock: int, applied: Applied) -> bool:
         """Write what the commit makes of the run into the lock file; return whether that is the place."""
@@ -191,19 +192,23 @@ class RunFile(LoggedRun):
         at, line, slots = written
         os.lseek(lock, at, os.SEEK_SET)
         _write_all(lock, memoryview(line), len(line))
-        self._slots, self._number, self._held = slots, in_hand.number, dict(in_hand.held)
         self.log.accept(applied)
+        self._number, self._held = in_hand.number, dict(in_hand.held)
+        self._slots = slots  # last: if this was interrupted, they are read again
         return True
 
-    def _store(self, applied: Applied) -> None:
+    def _store(self, applied: Applied, lock: int) -> None:
         """Write what the commit makes of the run, and only then take it over."""
         owned_at = self._owned_at
         changed_records = {seq: record for seq, (_, record) in self._held.items()} | applied.changed
         dirty = {self.log.index(seq): record for seq, record in changed_records.items()}
         if applied.ownership != self._filed:
+            # it is on record with one snapshot: with one that changes, or that was in hand already
             if owned_at is not None and self._filed.owner is not None:
                 dirty.setdefault(owned_at, self.log.records[owned_at])
-            owned_at = next(map(self.log.index, reversed(applied.changed)), owned_at)
+            owned_at = next(map(self.log.index, reversed(applied.changed or self._held)), owned_at)
+            if owned_at is not None:
+                dirty.setdefault(owned_at, self.log.records[owned_at])
         first = min(dirty, default=len(self.log.records))
         elements: list[bytes] = []
         for index in range(first, len(self.log.records)):
@@ -226,13 +231,25 @@ class RunFile(LoggedRun):
         version = self._replace(keep, changed)
         self._take_over(applied, first, keep, changed, elements)
         self._owned_at, self._filed = owned_at, applied.ownership
-        self._held = {}
         self._version = version
+        self._end_entry(lock)
         if self._durable:
             try:
                 _sync_directory(os.path.dirname(self._path))
             except OSError as exc:
                 raise StorageError(str(self._given), 'make durable', exc, receipt=applied.receipt) from exc
+
+    def _end_entry(self, lock: int) -> None:
+        """Say in the lock file, too, that nothing is in hand of what the file was."""
+        held, self._held = self._held, {}
+        if held and (written := InHand(self._number + 1, 0, UNOWNED, {}).write(self._slots)) is not None:
+            at, line, slots = written
+            # it counts no more as it is: this is for the case that an older file is put in the place of this
+            with suppress(OSError):
+                os.lseek(lock, at, os.SEEK_SET)
+                _write_all(lock, memoryview(line), len(line))
+                self._number += 1
+                self._slots = slots
 
     def _rewrite(self, rows: Sequence[Row], ownership: Ownership, about: About) -> None:
         """Write a whole run in the place of what is there."""
@@ -278,8 +295,8 @@ class RunFile(LoggedRun):
     def _refresh_unlocked(self) -> None:
         try:
             lock = os.open(self._lock_name, os.O_RDONLY | _BINARY | _NOFOLLOW)
-        except FileNotFoundError:
-            self._refresh(None)
+        except (FileNotFoundError, PermissionError):
+            self._refresh(None)  # somebody who may only read the run's file is not told who has it in hand
             return
         try:
             self._refresh(lock)
@@ -289,8 +306,7 @@ class RunFile(LoggedRun):
     def _refresh(self, lock: int | None) -> None:
         """Read what is not at hand as it is.
 
-        The file first: what is in hand of a later one does not count, so that what is read without holding
-        the lock is how the run was at one moment.
+        The file first: what is in hand of a later one does not count.
         """
         changed = self._refresh_file()
         slots = b''
@@ -312,10 +328,11 @@ class RunFile(LoggedRun):
             return True
         if _Version.of(stat) == self._version:
             return False
-        with open(self._path, 'rb') as file:
-            version = _Version.of(os.fstat(file.fileno()))
-            data = file.read()
-        self._load(data)
+        with self._timed():
+            with open(self._path, 'rb') as file:
+                version = _Version.of(os.fstat(file.fileno()))
+                data = file.read()
+            self._load(data)
         self._version = version
         return True
 
@@ -326,8 +343,9 @@ class RunFile(LoggedRun):
         self._slots = slots
         try:
             self._number, in_hand = read_in_hand(slots, self.log.records, self._filed.fence)
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as exc:
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as exc:
             self._version = None  # so that the next use looks again
+            self._forget()
             raise CorruptSnapshotError(
                 self._lock_name,
                 f'is no lock file of this version: {exc!r}. Delete it once no process uses the run any more',
@@ -413,6 +431,7 @@ class RunFile(LoggedRun):
 
     @contextmanager
     def _timed(self) -> Generator[None]:
+        """Learn from what reads or writes the whole file whether that is quick."""
         begun = perf_counter()
         yield
         self.prompt = not self._durable and perf_counter() - begun < _PROMPT

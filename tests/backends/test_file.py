@@ -668,7 +668,8 @@ async def _fail(persistence: Persistence, log: Log, disk: Disk) -> None:
     except StorageError as exc:
         caught = exc
     else:
-        assert not disk.failing, 'the failure was swallowed'
+        # that an entry in the lock file has ended is also told by the file: what follows finds a wrong one
+        assert disk.failing in ('', 'lseek', 'write'), 'the failure was swallowed'
         return
     assert (caught.errno, caught.place) == (errno.ENOSPC, str(persistence.json_file))
     assert str(persistence.json_file) in str(caught)

@@ -1,0 +1,366 @@
+"""One SQLite file: its connections, its schema, and who writes when.
+
+A commit that finds the file free is made where it is asked for. What would have to wait, for a lock, for the
+disk or for a checkpoint, is queued, and a thread makes all that waits together in one transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+from .backend import LockBusy, Turn
+from .commit import Commit, Receipt
+from .errors import GraphkeepError, LockTimeoutError
+from .offload import submit
+from .sqlopen import open_file, translated
+
+__all__ = ('Database', 'Stage')
+
+T = TypeVar('T')
+
+_WAIT: Final = 0.0005, 0.02  # seconds between two tries for the lock: the first and the longest wait
+_LOOK: Final = 64  # commits between two looks at how long the log is
+_LONG: Final = 8 * 2**20  # bytes of the log from which on it is written back into the file
+
+
+class Stage(Protocol):
+    """One commit on its way into a transaction."""
+
+    turn: Turn
+    """Whose it is."""
+
+    def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
+        """Write what the commit makes of its run, or refuse it before anything is written."""
+        ...
+
+    def accept(self) -> None:
+        """Learn that the transaction was made."""
+        ...
+
+    def reject(self) -> None:
+        """Learn that this is not part of a transaction."""
+        ...
+
+
+class _Ticket:
+    """A commit that waits for its transaction."""
+
+    def __init__(self, stage: Stage):
+        self.stage = stage
+        self.done: Future[Receipt] = Future()
+
+    def run(self, db: sqlite3.Connection) -> Receipt | GraphkeepError:
+        """Write it, or return why it is refused."""
+        turn = self.stage.turn
+        try:
+            return self.stage.run(db, turn.open())
+        except GraphkeepError as exc:
+            self.stage.reject()
+            turn.fail(exc)
+            return exc
+
+    def resolve(self, outcome: Receipt | Exception) -> None:
+        """Tell whoever waits."""
+        if isinstance(outcome, Exception):
+            self.done.set_exception(outcome)
+        else:
+            self.done.set_result(outcome)
+
+
+class Database:
+    """The file, for every thread and event loop of this process."""
+
+    ready: bool
+    """Whether it is open, so that a commit may be tried on an event loop's own thread."""
+
+    def __init__(self, path: Path, *, durable: bool, busy_timeout: float):
+        self.path = path
+        self.durable = durable
+        self.busy_timeout = busy_timeout
+        self._begin_anew()
+        _databases.add(self)
+
+    def _begin_anew(self) -> None:
+        self.ready = False
+        self._mutex = threading.Lock()  # who may use the connection that writes
+        self._writer: sqlite3.Connection | None = None
+        self._readers: dict[int, _Reader] = {}
+        self._queue: deque[_Ticket] = deque()
+        self._queue_mutex = threading.Lock()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._commits = 0
+
+    def forked(self) -> None:
+        """Leave the connections, which are the parent's, and begin anew."""
+        _parents.extend([self._writer, *self._readers.values()])
+        self._begin_anew()
+
+    # ------------------------------------------------------------------------------------------ one commit
+
+    def write_now(self, stage: Stage, *, settles: Callable[[Commit], bool]) -> Receipt:
+        """Make one commit here and now.
+
+        Args:
+            stage: The commit.
+            settles: Whether a commit has to wait for the disk where the store is durable.
+
+        Raises:
+            LockBusy: if anything would have to be waited for. Nothing was done.
+        """
+        if not self.ready or not self._idle.is_set() or not self._mutex.acquire(blocking=False):
+            raise LockBusy
+        try:
+            if self._log_is_long() or self._writer is None or not stage.turn.enter(wait=False):
+                raise LockBusy
+            try:
+                return self._write_alone(self._writer, stage, settles)
+            finally:
+                stage.turn.leave()
+        finally:
+            self._mutex.release()
+
+    def _write_alone(
+        self, db: sqlite3.Connection, stage: Stage, settles: Callable[[Commit], bool]
+    ) -> Receipt:
+        try:
+            commit = stage.turn.open()
+            if self.durable and settles(commit):
+                raise LockBusy
+            with translated(self.path, 'write'):
+                db.execute('BEGIN IMMEDIATE')
+                try:
+                    receipt = stage.run(db, commit)
+                    db.execute('COMMIT')
+                except BaseException:
+                    _roll_back(db)
+                    raise
+        except BaseException as exc:
+            stage.reject()
+            if isinstance(exc, Exception) and not isinstance(exc, LockBusy):
+                stage.turn.fail(exc)
+            raise
+        stage.accept()
+        stage.turn.settle(receipt)
+        return receipt
+
+    def _log_is_long(self) -> bool:
+        self._commits += 1
+        if self._commits % _LOOK:
+            return False
+        try:
+            return os.stat(f'{self.path}-wal').st_size > _LONG
+        except OSError:
+            return False
+
+    # ------------------------------------------------------------------------------- what waits, together
+
+    def queue(self, stage: Stage) -> Future[Receipt]:
+        """Have one commit made by a thread, together with others that wait."""
+        ticket = _Ticket(stage)
+        with self._queue_mutex:
+            self._queue.append(ticket)
+            if not self._idle.is_set():
+                return ticket.done
+            self._idle.clear()
+        submit(self._drain)
+        return ticket.done
+
+    def _drain(self) -> None:
+        while True:
+            with self._queue_mutex:
+                batch = list(self._queue)
+                self._queue.clear()
+                if not batch:
+                    self._idle.set()
+                    return
+            try:
+                self._write_together(batch)
+            except BaseException as exc:  # whatever it is, nobody may wait for ever
+                for ticket in batch:
+                    if not ticket.done.done():
+                        ticket.done.set_exception(exc)
+
+    def _write_together(self, batch: Sequence[_Ticket]) -> None:
+        entered: list[_Ticket] = []
+        try:
+            with self._writing() as db:
+                self._begin(db)
+                try:
+                    entered += [ticket for ticket in batch if ticket.stage.turn.enter(wait=False)]
+                    outcomes = self._commit(db, entered)
+                finally:
+                    for ticket in entered:
+                        ticket.stage.turn.leave()
+        except GraphkeepError as exc:  # not even begun
+            entered, outcomes = list(batch), [exc] * len(batch)
+        for ticket, outcome in zip(entered, outcomes, strict=True):
+            ticket.resolve(outcome)
+        with self._queue_mutex:  # a second one of the same holder, for whom the first had to be settled
+            self._queue.extendleft(ticket for ticket in reversed(batch) if ticket not in entered)
+
+    def _commit(self, db: sqlite3.Connection, tickets: Sequence[_Ticket]) -> list[Receipt | Exception]:
+        """Make these commits in the transaction that has begun; if it fails, each in one of its own."""
+        try:
+            with translated(self.path, 'write'):
+                outcomes: list[Receipt | Exception] = [ticket.run(db) for ticket in tickets]
+                db.execute('COMMIT')
+        except Exception as exc:
+            _roll_back(db)
+            for ticket in tickets:
+                ticket.stage.reject()
+            if len(tickets) > 1:
+                return [outcome for ticket in tickets for outcome in self._commit_alone(db, ticket)]
+            for ticket in tickets:
+                ticket.stage.turn.fail(exc)
+            return [exc for _ in tickets]
+        for ticket, outcome in zip(tickets, outcomes, strict=True):
+            if isinstance(outcome, Receipt):
+                ticket.stage.accept()
+                ticket.stage.turn.settle(outcome)
+        return outcomes
+
+    def _commit_alone(self, db: sqlite3.Connection, ticket: _Ticket) -> list[Receipt | Exception]:
+        try:
+            self._begin(db)
+        except GraphkeepError as exc:
+            return [exc]
+        return self._commit(db, [ticket])
+
+    # ------------------------------------------------------------------------------------ anything at all
+
+    def write(self, func: Callable[[sqlite3.Connection], T]) -> T:
+        """Call `func` in a transaction of its own; all it writes is made, or nothing.
+
+        Raises:
+            LockTimeoutError: if somebody else held the lock for too long.
+        """
+        with self._writing() as db, translated(self.path, 'write'):
+            self._begin(db)
+            try:
+                value = func(db)
+                db.execute('COMMIT')
+            except BaseException:
+                _roll_back(db)
+                raise
+            return value
+
+    @contextmanager
+    def reading(self) -> Generator[sqlite3.Connection]:
+        """Give a connection that reads the store as it is at one moment."""
+        reader = self._reader()
+        with reader.mutex, translated(self.path, 'read'):
+            db = reader.connected(self.path)
+            db.execute('BEGIN')
+            try:
+                yield db
+            finally:
+                _roll_back(db)
+
+    def close(self) -> None:
+        """Make what waits, and close every connection. What is asked for later opens the file again."""
+        self._idle.wait()
+        with self._mutex, translated(self.path, 'close'):
+            self.ready = False
+            for reader in list(self._readers.values()):
+                reader.close()
+            self._readers.clear()
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                writer.close()
+
+    @contextmanager
+    def _writing(self) -> Generator[sqlite3.Connection]:
+        """Give the connection that writes, alone, with a log that is not long, as durable as asked for."""
+        with self._mutex:
+            db = self._connected()
+            if self._log_is_long():
+                # here, where it delays no event loop; nothing is lost if it cannot be done now
+                with suppress(sqlite3.Error):
+                    db.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+            if self.durable:
+                db.execute('PRAGMA synchronous = FULL')
+            try:
+                yield db
+            finally:
+                if self.durable:
+                    db.execute('PRAGMA synchronous = NORMAL')
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._writer is None:
+            self._writer = self._patiently(lambda: open_file(self.path))
+            self.ready = True
+        return self._writer
+
+    def _begin(self, db: sqlite3.Connection) -> None:
+        self._patiently(lambda: db.execute('BEGIN IMMEDIATE'))
+
+    def _patiently(self, func: Callable[[], T]) -> T:
+        """Call it again while somebody else holds the lock, for as long as we were told to wait."""
+        until, wait = time.monotonic() + self.busy_timeout, _WAIT[0]
+        while True:
+            try:
+                with translated(self.path, 'write'):
+                    return func()
+            except LockBusy:
+                if time.monotonic() >= until:
+                    raise LockTimeoutError(str(self.path), self.busy_timeout) from None
+            time.sleep(wait)
+            wait = min(wait * 1.5, _WAIT[1])
+
+    def _reader(self) -> _Reader:
+        ident = threading.get_ident()
+        if (reader := self._readers.get(ident)) is None:
+            living = {thread.ident for thread in threading.enumerate()}
+            for gone in [i for i in list(self._readers) if i not in living]:
+                self._readers.pop(gone).close()
+            reader = self._readers.setdefault(ident, _Reader())
+        return reader
+
+
+class _Reader:
+    """A connection of one thread, for reading."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.Lock()
+        self._db: sqlite3.Connection | None = None
+
+    def connected(self, path: Path) -> sqlite3.Connection:
+        if self._db is None:
+            self._db = open_file(path)
+        return self._db
+
+    def close(self) -> None:
+        with self.mutex:
+            db, self._db = self._db, None
+            if db is not None:
+                db.close()
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        with suppress(sqlite3.Error):
+            db.execute('ROLLBACK')
+
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_parents: list[object] = []  # a parent's connections: to close them here would be to meddle with its locks
+
+
+def _after_fork() -> None:
+    for database in tuple(_databases):
+        database.forked()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,229 @@
+"""Runs in one SQLite file: what to take for anything real on one machine."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from .commit import About, Ownership, Row
+from .jsonrun import load_attempts, load_owner
+from .offload import finished, submit
+from .runinfo import RunInfo, RunQuery
+from .snapshots import now_utc
+from .sqldb import Database
+from .sqlrun import SqlRun, delete, insert, moment, read_all, stamp, trim
+from .store import Store
+from .stored import LEASE, LOCK_TIMEOUT, StoredStatePersistence
+
+__all__ = ('SqliteStore',)
+
+_CHUNK: Final = 500  # snapshots deleted in one transaction, so that nobody else waits for long
+
+
+class SqliteStore(Store):
+    """Keeps many runs in one SQLite file; any number of processes, threads and event loops may use it.
+
+    - *Atomic and isolated*: every write is one transaction, and whoever reads sees the store as it is at one
+      moment.
+    - *Without blocking*: a commit is made on the event loop's own thread only if there is nothing to wait
+      for: no lock, no disk, no checkpoint. Otherwise a thread makes it, together with others that wait. A
+      commit that was begun is finished whatever is cancelled, and it is known afterwards that it was.
+    - *Readable*: the tables are described in the documentation, and may be read with any SQLite client.
+
+    The file has mode 0600 and a write-ahead log beside it (`-wal` and `-shm`), so it has to be on a
+    local disk.
+    Nothing has to be closed for what was committed to be there, but see `aclose`.
+    """
+
+    path: Path
+    """The file; made when it is first used."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        durability: Literal['normal', 'full'] = 'normal',
+        lease: float = LEASE,
+        busy_timeout: float = LOCK_TIMEOUT,
+        verify: bool = True,
+        clock: Callable[[], datetime] = now_utc,
+    ):
+        """Make the store in this file; nothing is read or written yet.
+
+        Args:
+            path: The file; it need not exist.
+            durability: What a commit survives: the death of the process (`'normal'`), or also a loss of power
+                (`'full'`), where what is stored and the end of each step waits for the disk. After a loss of
+                power a store with `'normal'` is as it was some moments before.
+            lease: How long a run stays its owner's without a renewal, in seconds.
+            busy_timeout: How long a call waits while somebody else is writing, in seconds; then
+                `LockTimeoutError`.
+            verify: Whether to check before each write that the snapshot would be loaded as it was given.
+            clock: What leases are measured with (UTC); the same for all that use the file.
+        """
+        if durability not in ('normal', 'full'):
+            raise ValueError(f"durability must be 'normal' or 'full', got {durability!r}")
+        if not busy_timeout >= 0:
+            raise ValueError(f'busy_timeout must be 0 seconds or more, got {busy_timeout!r}')
+        self.path = Path(path)
+        self.clock = clock
+        self._lock_timeout = busy_timeout
+        self._lease = lease
+        self._verify = verify
+        self._database = Database(
+            Path(os.path.abspath(path)), durable=durability == 'full', busy_timeout=busy_timeout
+        )
+        self._open('check', ())  # the options are wrong here, not where the first run is asked for
+
+    def __repr__(self) -> str:
+        return f'SqliteStore({str(self.path)!r})'
+
+    async def aclose(self) -> None:
+        """Make what still waits, and close the connections; the last one of all writes the log back.
+
+        Idempotent. What is asked for later opens the file again.
+        """
+        work = submit(self._database.close)
+        interrupted = await finished(work)
+        work.result()
+        if interrupted is not None:
+            raise interrupted
+
+    def _open(self, run_id: str, tags: tuple[str, ...]) -> StoredStatePersistence[Any, Any]:
+        return StoredStatePersistence(
+            SqlRun(self._database, run_id, self.clock),
+            lease=self._lease,
+            lock_timeout=self._lock_timeout,
+            verify=self._verify,
+            tags=tags,
+        )
+
+    def _rows(self, run_id: str) -> tuple[list[Row], About]:
+        with self._database.reading() as db:
+            return read_all(db, run_id)
+
+    def _insert(self, run_id: str, rows: Sequence[Row], about: About) -> bool:
+        return self._database.write(lambda db: insert(db, run_id, rows, about))
+
+    def _delete(self, run_id: str) -> bool:
+        run = self._database.write(lambda db: delete(db, run_id, self.clock()))
+        self._sweep()
+        return run is not None
+
+    def _sweep(self) -> None:
+        """Delete, bit by bit, what is left of deleted runs; also of those whose deleting was interrupted."""
+        while self._database.write(_sweep_some):
+            pass
+
+    def _trim(self, run_id: str, before: datetime) -> int:
+        trimmed = 0
+        while some := self._database.write(partial(trim, run_id=run_id, before=before, limit=_CHUNK)):
+            trimmed += some
+        return trimmed
+
+    def _list(self, query: RunQuery) -> list[RunInfo]:
+        with self._database.reading() as db:
+            infos = self._found(db, query)
+            if query.resumable:
+                infos = (info for info in infos if info.resumable)
+            if query.limit is None:
+                return list(infos)
+            return [info for _, info in zip(range(query.limit), infos, strict=False)]
+
+    def _found(self, db: sqlite3.Connection, query: RunQuery) -> Iterator[RunInfo]:
+        now = self.clock()
+        statuses = None if query.statuses is None else sorted(query.statuses)
+        values = {
+            'statuses': None if statuses is None else ' '.join(statuses),
+            'graph': query.graph,
+            'tag': query.tag,
+            'updated_before': stamp(query.updated_before),
+            'after': query.after,
+        }
+        for found in db.execute(_RESUMABLE if query.resumable else _LIST, values):
+            yield _info(found, now)
+
+
+_FOUND: Final = """
+SELECT
+    id, graph, status, steps, created, updated, owner, expires, in_hand, parent, parent_seq,
+    (SELECT attempts FROM steps WHERE steps.run = runs.run AND seq = steps AND steps.status = 'error'),
+    (SELECT json_group_array(tag) FROM (SELECT tag FROM tags WHERE tags.run = runs.run ORDER BY tag))
+FROM runs
+WHERE id > :after
+    AND (:graph IS NULL OR graph = :graph)
+    AND (:statuses IS NULL OR instr(' ' || :statuses || ' ', ' ' || status || ' '))
+    AND (:updated_before IS NULL OR updated < :updated_before)
+    AND (:tag IS NULL OR run IN (SELECT run FROM tags WHERE tag = :tag))
+"""
+_LIST: Final = f'{_FOUND} AND finished < 2 ORDER BY id'
+# Whether an owner is gone is for Python to find out.
+_RESUMABLE: Final = f"""
+{_FOUND} AND finished = 0 AND (status = 'created' OR in_hand <> '[]' AND owner IS NOT NULL)
+ORDER BY updated, id
+"""
+
+
+def _info(found: Sequence[Any], now: datetime) -> RunInfo:
+    (
+        id_,
+        graph,
+        status,
+        steps,
+        created,
+        updated,
+        owner,
+        expires,
+        in_hand,
+        parent,
+        parent_seq,
+        attempts,
+        tags,
+    ) = found
+    ownership = Ownership(0, load_owner(owner) if owner else None, moment(expires))
+    held = in_hand != '[]'
+    return RunInfo(
+        id=id_,
+        graph=graph,
+        status=status,
+        steps=steps,
+        created=moment(created),
+        updated=moment(updated),
+        owner=ownership.owner,
+        expires=ownership.expires,
+        error=load_attempts(attempts)[-1].error if attempts else None,
+        tags=tuple(_texts(tags)),
+        parent=(parent, parent_seq) if parent is not None else None,
+        resumable=status == 'created' or (held and owner is not None and ownership.is_free(now)),
+    )
+
+
+def _texts(array: str) -> list[str]:
+    import json
+
+    return json.loads(array)
+
+
+def _sweep_some(db: sqlite3.Connection) -> bool:
+    """Delete some of what is left of deleted runs; return whether there may be more."""
+    row = db.execute('SELECT run FROM runs WHERE finished = 2 LIMIT 1').fetchone()
+    if row is None:
+        return False
+    last = db.execute(
+        'SELECT max(seq) FROM (SELECT seq FROM steps WHERE run = ? ORDER BY seq LIMIT ?)', (row[0], _CHUNK)
+    ).fetchone()[0]
+    if last is None:
+        db.execute('DELETE FROM tags WHERE run = ?', row)
+        db.execute('DELETE FROM runs WHERE run = ?', row)
+    else:
+        db.execute(
+            'DELETE FROM bodies WHERE body IN (SELECT body FROM steps WHERE run = ? AND seq <= ?)',
+            (row[0], last),
+        )
+        db.execute('DELETE FROM steps WHERE run = ? AND seq <= ?', (row[0], last))
+    return True

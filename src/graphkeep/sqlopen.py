@@ -1,0 +1,149 @@
+"""Opens the file of a SQLite store, and turns what SQLite says into errors of ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from .backend import LockBusy
+from .errors import CorruptSnapshotError, StorageError, UnusableStoreError
+from .sqlschema import APPLICATION_ID, MIGRATIONS
+
+__all__ = ('open_file', 'translated')
+
+_MODE: Final = 0o600
+_ERRNO: Final = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    sqlite3.SQLITE_AUTH: errno.EACCES,
+    sqlite3.SQLITE_NOMEM: errno.ENOMEM,
+    sqlite3.SQLITE_TOOBIG: errno.EFBIG,
+}
+
+
+def open_file(path: Path) -> sqlite3.Connection:
+    """Open a store, made first if there is none, and brought up to this version.
+
+    Raises:
+        UnusableStoreError: if it is something else, or of a later version. It is left as it is.
+        StorageError: if it cannot be opened.
+        LockBusy: if somebody else is making or changing it this very moment.
+    """
+    _make(path)
+    db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        _look(db, path)
+        _set_up(db, path)
+    except BaseException:
+        with suppress(sqlite3.Error):
+            db.close()
+        raise
+    return db
+
+
+def _make(path: Path) -> None:
+    """Make an empty file for its owner only, with its directory, if there is none."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists():
+            return  # and not opened: to close it again would drop every lock that this process has on it
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, _MODE))
+    except OSError as exc:
+        raise StorageError(str(path), 'open', exc) from exc
+
+
+def _look(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse what is not ours, before anything is written."""
+    (application,) = db.execute('PRAGMA application_id').fetchone()
+    (version,) = db.execute('PRAGMA user_version').fetchone()
+    if application == APPLICATION_ID:
+        if version > len(MIGRATIONS):
+            raise UnusableStoreError(
+                str(path),
+                f'has version {version} of the schema, and this graphkeep knows versions up to '
+                f'{len(MIGRATIONS)}: use the graphkeep that wrote it, or a newer one. It is left as it is.',
+            )
+        return
+    (tables,) = db.execute('SELECT count(*) FROM sqlite_schema').fetchone()
+    if application or version or tables:
+        raise UnusableStoreError(
+            str(path),
+            f'is a database of another application (application_id {application}, {tables} tables and '
+            'indices): use another path for the store. It is left as it is.',
+        )
+
+
+def _set_up(db: sqlite3.Connection, path: Path) -> None:
+    (mode,) = db.execute('PRAGMA journal_mode = WAL').fetchone()
+    if mode != 'wal':
+        raise UnusableStoreError(
+            str(path),
+            f'cannot have a write-ahead log (its journal mode is {mode!r}), as on some network file systems: '
+            'use a path on a local disk.',
+        )
+    db.execute('PRAGMA synchronous = NORMAL')
+    db.execute('PRAGMA wal_autocheckpoint = 0')  # see `Database`, which does it in a thread
+    (version,) = db.execute('PRAGMA user_version').fetchone()
+    if version < len(MIGRATIONS):
+        _migrate(db, path)
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Bring the schema up to this version: wholly or not at all, and once if several processes come."""
+    db.execute('PRAGMA synchronous = FULL')
+    db.execute('BEGIN IMMEDIATE')
+    try:
+        _look(db, path)  # again: it may be somebody else's by now
+        (version,) = db.execute('PRAGMA user_version').fetchone()
+        for statements in MIGRATIONS[version:]:
+            for statement in statements:
+                db.execute(statement)
+        db.execute(f'PRAGMA application_id = {APPLICATION_ID}')
+        db.execute(f'PRAGMA user_version = {len(MIGRATIONS)}')
+        db.execute('COMMIT')
+    except BaseException:
+        if db.in_transaction:
+            db.execute('ROLLBACK')
+        raise
+    db.execute('PRAGMA synchronous = NORMAL')
+
+
+@contextmanager
+def translated(path: Path, doing: str) -> Generator[None]:
+    """Turn SQLite's errors into ours.
+
+    Raises:
+        LockBusy: if somebody else holds the lock.
+        UnusableStoreError: if the file is no database.
+        CorruptSnapshotError: if it is damaged.
+        StorageError: if the system refused what was asked.
+    """
+    try:
+        yield
+    except sqlite3.Error as exc:
+        code = (getattr(exc, 'sqlite_errorcode', None) or sqlite3.SQLITE_ERROR) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise LockBusy from exc
+        if code == sqlite3.SQLITE_NOTADB:
+            raise UnusableStoreError(
+                str(path), 'is not a database: use another path for the store. It is left as it is.'
+            ) from exc
+        if code == sqlite3.SQLITE_CORRUPT:
+            raise CorruptSnapshotError(
+                str(path),
+                f'is damaged ({exc}): restore it from a copy, or save what can be read with '
+                '`sqlite3 FILE .recover`',
+            ) from exc
+        cause = OSError(_ERRNO.get(code, errno.EIO), str(exc))
+        raise StorageError(str(path), doing, cause) from exc
