@@ -26,8 +26,6 @@ class Calling(NamedTuple):
     """How long to wait while somebody else is writing, in seconds."""
     inline: bool
     """Whether to call on the event loop's own thread."""
-    queues: bool
-    """Whether what finds the storage locked is done in another thread, which waits, and not tried again."""
     stubborn: bool
     """Whether a cancellation is put off while the storage is locked, and not only while the call is made."""
 
@@ -45,11 +43,7 @@ async def call(
     while True:
         try:
             if how.inline:
-                try:
-                    return func(), interrupted
-                except LockBusy:
-                    if not how.queues:
-                        raise
+                return func(), interrupted
             work = elsewhere()
             interrupted = await finished(work) or interrupted
             return work.result(), interrupted

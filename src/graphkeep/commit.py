@@ -71,8 +71,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= KEPT_TEXT else f'{text[:half]}\n...\n{text[-half:]}'
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One ended run of a node."""
 
     start_ts: datetime | None
@@ -206,8 +205,7 @@ class StatusChange:
     """Why it is released or recovered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ownership:
+class Ownership(NamedTuple):
     """Who has a run."""
 
     fence: int = 0
@@ -226,8 +224,7 @@ UNOWNED: Final = Ownership()
 """The ownership of a run that nobody has taken yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Writer:
+class Writer(NamedTuple):
     """Who makes a commit, as far as ownership goes."""
 
     fence: int | None = None

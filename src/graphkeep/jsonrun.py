@@ -196,7 +196,8 @@ def is_plain(record: StepRecord) -> bool:
 
 
 def _attempt_to_json(attempt: Attempt) -> dict[str, Any]:
-    return {**asdict(attempt), 'start_ts': _stamp(attempt.start_ts)}
+    error = None if attempt.error is None else asdict(attempt.error)
+    return {**attempt._asdict(), 'start_ts': _stamp(attempt.start_ts), 'error': error}
 
 
 def _stamp(moment: datetime | None) -> str | None:

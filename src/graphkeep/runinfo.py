@@ -122,8 +122,7 @@ def run_status(newest: StepRecord, open_: Iterable[StepRecord]) -> SnapshotStatu
     """Return the status of a run."""
     if newest.kind == 'end':
         return 'success'
-    statuses = {record.status for record in open_}
-    if statuses:
+    if statuses := [record.status for record in open_]:
         return 'running' if 'running' in statuses else 'pending'
     # a success without a next: what pydantic-graph 1.x leaves when it dies there
     return 'created' if newest.status == 'created' else 'error'

@@ -22,7 +22,7 @@ from .backend import LockBusy, Turn
 from .commit import Commit, Receipt
 from .errors import GraphkeepError, LockTimeoutError
 from .offload import submit
-from .sqlopen import open_file, translated
+from .sqlopen import open_file, ours, translated
 
 __all__ = ('Database', 'Stage')
 
@@ -137,15 +137,14 @@ class Database:
             commit = stage.turn.open()
             if self.durable and settles(commit):
                 raise LockBusy
-            with translated(self.path, 'write'):
+            try:
                 db.execute('BEGIN IMMEDIATE')
-                try:
-                    receipt = stage.run(db, commit)
-                    db.execute('COMMIT')
-                except BaseException:
-                    _roll_back(db)
-                    raise
+                receipt = stage.run(db, commit)
+                db.execute('COMMIT')
+            except sqlite3.Error as exc:
+                raise ours(exc, self.path, 'write') from exc
         except BaseException as exc:
+            _roll_back(db)
             stage.reject()
             if isinstance(exc, Exception) and not isinstance(exc, LockBusy):
                 stage.turn.fail(exc)

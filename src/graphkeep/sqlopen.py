@@ -14,9 +14,10 @@ from .backend import LockBusy
 from .errors import CorruptSnapshotError, StorageError, UnusableStoreError
 from .sqlschema import APPLICATION_ID, MIGRATIONS
 
-__all__ = ('open_file', 'translated')
+__all__ = ('open_file', 'ours', 'translated')
 
 _MODE: Final = 0o600
+_PAGE: Final = 2048  # bytes: a step changes little, and what it changes is written in whole pages
 _ERRNO: Final = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
@@ -40,7 +41,9 @@ def open_file(path: Path) -> sqlite3.Connection:
     _make(path)
     db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
+        db.execute('BEGIN')  # somebody else may be making it this very moment
         _look(db, path)
+        db.execute('COMMIT')
         _set_up(db, path)
     except BaseException:
         with suppress(sqlite3.Error):
@@ -85,6 +88,7 @@ def _look(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _set_up(db: sqlite3.Connection, path: Path) -> None:
+    db.execute(f'PRAGMA page_size = {_PAGE}')  # of a new file
     (mode,) = db.execute('PRAGMA journal_mode = WAL').fetchone()
     if mode != 'wal':
         raise UnusableStoreError(
@@ -121,29 +125,32 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
 
 @contextmanager
 def translated(path: Path, doing: str) -> Generator[None]:
-    """Turn SQLite's errors into ours.
-
-    Raises:
-        LockBusy: if somebody else holds the lock.
-        UnusableStoreError: if the file is no database.
-        CorruptSnapshotError: if it is damaged.
-        StorageError: if the system refused what was asked.
-    """
+    """Turn SQLite's errors into ours."""
     try:
         yield
     except sqlite3.Error as exc:
-        code = (getattr(exc, 'sqlite_errorcode', None) or sqlite3.SQLITE_ERROR) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise LockBusy from exc
-        if code == sqlite3.SQLITE_NOTADB:
-            raise UnusableStoreError(
-                str(path), 'is not a database: use another path for the store. It is left as it is.'
-            ) from exc
-        if code == sqlite3.SQLITE_CORRUPT:
-            raise CorruptSnapshotError(
-                str(path),
-                f'is damaged ({exc}): restore it from a copy, or save what can be read with '
-                '`sqlite3 FILE .recover`',
-            ) from exc
-        cause = OSError(_ERRNO.get(code, errno.EIO), str(exc))
-        raise StorageError(str(path), doing, cause) from exc
+        raise ours(exc, path, doing) from exc
+
+
+def ours(exc: sqlite3.Error, path: Path, doing: str) -> Exception:
+    """Return what an error of SQLite's is to us.
+
+    - `LockBusy`: somebody else holds the lock.
+    - `UnusableStoreError`: the file is no database.
+    - `CorruptSnapshotError`: it is damaged.
+    - `StorageError`: the system refused what was asked.
+    """
+    code = (getattr(exc, 'sqlite_errorcode', None) or sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return LockBusy()
+    if code == sqlite3.SQLITE_NOTADB:
+        return UnusableStoreError(
+            str(path), 'is not a database: use another path for the store. It is left as it is.'
+        )
+    if code == sqlite3.SQLITE_CORRUPT:
+        return CorruptSnapshotError(
+            str(path),
+            f'is damaged ({exc}): restore it from a copy, or save what can be read with '
+            '`sqlite3 FILE .recover`',
+        )
+    return StorageError(str(path), doing, OSError(_ERRNO.get(code, errno.EIO), str(exc)))

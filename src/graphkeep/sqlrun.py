@@ -23,6 +23,7 @@ __all__ = ('SqlRun', 'delete', 'insert', 'moment', 'read_all', 'stamp', 'trim')
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _IN_HAND: Final = ('pending', 'running')
+_KNOWN: Final = 16  # records of a run that are kept at hand; others are looked up
 
 # ---------------------------------------------------------------------------------------------- statements
 
@@ -129,7 +130,8 @@ class _View:
         self.ownership = UNOWNED
         self.about = NAMELESS
         self.in_hand: dict[int, StepRecord] = {}
-        self.tail: dict[int, StepRecord] = {}  # from the newest reached one on
+        self.newest: StepRecord | None = None
+        self._known: dict[str, StepRecord] = {}  # by id: of those that are asked for, the newest with that id
         if (values := db.execute(_FIND_RUN, (run_id,)).fetchone()) is not None:
             self._read(*values)
 
@@ -160,42 +162,54 @@ class _View:
                 owner=holder,
                 attempts=load_attempts(attempts) if attempts else (),
             )
-        for values in self.db.execute(_NEWEST_STEPS, (run,)):
-            record = self.in_hand.get(values[0]) or _record(values)
-            self.tail[record.seq] = record
-            if record.reached:
+        self._known = {record.id: record for record in self.in_hand.values()}
+        self.newest = self.tail()[0]
+
+    def tail(self) -> list[StepRecord]:
+        """Return the records from the newest back to the newest reached one, that one included."""
+        records: list[StepRecord] = []
+        for values in self.db.execute(_NEWEST_STEPS, (self.run,)):
+            records.append(self.in_hand.get(values[0]) or _record(values))
+            if records[-1].reached:
                 break
+        return records
 
     def find(self, snapshot_id: str) -> StepRecord | None:
         """Return the record of the newest snapshot with this id."""
-        for records in (self.tail, self.in_hand):
-            found = [record for record in records.values() if record.id == snapshot_id]
-            if found:
-                return max(found, key=lambda record: record.seq)
-        if self.run is None:
-            return None
+        if (record := self._known.get(snapshot_id)) is not None or self.run is None:
+            return record
         values = self.db.execute(_FIND_STEP, (self.run, snapshot_id)).fetchone()
-        return None if values is None else _record(values)
+        return None if values is None else self.in_hand.get(values[0]) or _record(values)
 
     def in_hand_after(self, applied: Applied) -> dict[int, StepRecord]:
         """Return what is in hand after a commit."""
-        in_hand = self.in_hand | applied.changed
-        return {seq: record for seq, record in in_hand.items() if record.status in _IN_HAND}
-
-    def advance(self, run: int, applied: Applied) -> None:
-        """Take over what was committed."""
-        self.version = self.version + 1 if self.run is not None else 1
-        self.run, self.ownership = run, applied.ownership
-        self.in_hand = self.in_hand_after(applied)
-        for row in applied.appended:
-            self.tail[row.record.seq] = row.record
-            self.last = row.record.seq
+        in_hand = self.in_hand.copy()
         for seq, record in applied.changed.items():
-            if seq in self.tail:
-                self.tail[seq] = record
-        reached = max((seq for seq, record in self.tail.items() if record.reached), default=0)
-        if min(self.tail, default=0) < reached:
-            self.tail = {seq: record for seq, record in self.tail.items() if seq >= reached}
+            if record.status in _IN_HAND:
+                in_hand[seq] = record
+            else:
+                in_hand.pop(seq, None)
+        return in_hand
+
+    def advance(self, run: int, applied: Applied, in_hand: dict[int, StepRecord]) -> None:
+        """Take over what was committed."""
+        self.run = run
+        self.version += 1
+        self.ownership, self.in_hand = applied.ownership, in_hand
+        known, newest = self._known, self.newest
+        for seq, record in applied.changed.items():
+            known[record.id] = record
+            if newest is not None and seq == newest.seq:
+                newest = record
+        if applied.appended:
+            for row in applied.appended:
+                newest = row.record
+                known[newest.id] = newest
+            self.last = row.record.seq
+        self.newest = newest
+        if len(known) > _KNOWN:
+            kept = [*in_hand.values(), *([newest] if newest else ())]
+            self._known = {record.id: record for record in kept}
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -239,14 +253,14 @@ class SqlRun(RunBackend):
     def tail(self) -> Tail:
         """Return the end of the run, at a cost that does not depend on its length."""
         with self._database.reading() as db:
-            view = self._look(db)
+            view = _viewed(self.run_id, db)
             if view.run is None:
                 return Tail(())
 
             def row(record: StepRecord) -> Row:
                 return Row(record, Body(*db.execute(_BODY, (view.run, record.seq)).fetchone()))
 
-            tail = [row(view.tail[seq]) for seq in sorted(view.tail, reverse=True)]
+            tail = [row(record) for record in view.tail()]
             open_ = [row(view.in_hand[seq]) for seq in sorted(view.in_hand)]
             return Tail(tail, open_, view.ownership)
 
@@ -254,9 +268,6 @@ class SqlRun(RunBackend):
         """Return every row, oldest first."""
         with self._database.reading() as db:
             return read_all(db, self.run_id)[0]
-
-    def _look(self, db: sqlite3.Connection) -> _View:
-        return _viewed(self.run_id, db)
 
 
 def _viewed(run_id: str, db: sqlite3.Connection) -> _View:
@@ -284,7 +295,7 @@ class _Staged:
     def __init__(self, run: SqlRun, turn: Turn | None):
         self.turn = cast(Turn, turn)
         self._run = run
-        self._made: tuple[_View, int, Applied] | None = None
+        self._made: tuple[_View, int, Applied, dict[int, StepRecord]] | None = None
 
     def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
         """Write what the commit makes of its run, or refuse it before anything is written.
@@ -313,8 +324,8 @@ class _Staged:
     def accept(self) -> None:
         """Learn that the transaction was made."""
         if self._made is not None:
-            view, run, applied = self._made
-            view.advance(run, applied)
+            view, run, applied, in_hand = self._made
+            view.advance(run, applied, in_hand)
             self._run._view = view
 
     def reject(self) -> None:
@@ -324,14 +335,15 @@ class _Staged:
 
     def _write(self, db: sqlite3.Connection, view: _View, applied: Applied, now: datetime) -> bool:
         """Write it, unless somebody else has written since the run was looked at."""
-        if (run := _write_run(db, view, applied, now)) is None:
+        in_hand = view.in_hand_after(applied)
+        if (run := _write_run(db, view, applied, in_hand, now)) is None:
             return False
         for seq, record in applied.changed.items():
             if record.status not in _IN_HAND:
                 db.execute(_CHANGE_STEP, (*_step_values(record), run, seq))
         for row in applied.appended:
             _add_step(db, run, row)
-        self._made = view, run, applied
+        self._made = view, run, applied, in_hand
         return True
 
 
@@ -339,10 +351,12 @@ def _changes(view: _View, applied: Applied) -> bool:
     return bool(applied.changed or applied.appended) or applied.ownership != view.ownership
 
 
-def _write_run(db: sqlite3.Connection, view: _View, applied: Applied, now: datetime) -> int | None:
+def _write_run(
+    db: sqlite3.Connection, view: _View, applied: Applied, in_hand: dict[int, StepRecord], now: datetime
+) -> int | None:
     """Write the row of the run; return its number, or `None` if it is not as it was looked at."""
-    in_hand = view.in_hand_after(applied)
-    newest = applied.appended[-1].record if applied.appended else _newest(view, applied)
+    newest = applied.appended[-1].record if applied.appended else cast(StepRecord, view.newest)
+    newest = applied.changed.get(newest.seq, newest)
     ownership = applied.ownership
     values = (
         run_status(newest, in_hand.values()),
@@ -362,10 +376,6 @@ def _write_run(db: sqlite3.Connection, view: _View, applied: Applied, now: datet
         return view.run
     about = applied.begins or NAMELESS
     return _begin_run(db, view.run_id, about, (values[0], finishes, *values[1:]))
-
-
-def _newest(view: _View, applied: Applied) -> StepRecord:
-    return applied.changed.get(view.last) or view.tail[view.last]
 
 
 def _begin_run(db: sqlite3.Connection, run_id: str, about: About, values: tuple[Any, ...]) -> int | None:
@@ -411,8 +421,8 @@ def read_all(db: sqlite3.Connection, run_id: str) -> tuple[list[Row], About]:
 def insert(db: sqlite3.Connection, run_id: str, rows: Sequence[Row], about: About) -> bool:
     """Store a whole run that nobody has in hand; return whether there was none with this id."""
     newest = rows[-1].record
-    changes = [stamp(change) for row in rows[-2:] if (change := last_change(row.record)) is not None]
-    updated = max([*changes, stamp(about.created) or 0])
+    moments = [about.created, *(last_change(row.record) for row in rows[-2:])]
+    updated = max(stamp(moment) or 0 for moment in moments)
     finishes = newest.kind == 'end'
     values = (run_status(newest, ()), finishes, newest.seq, updated, 0, None, None, '[]')
     if (run := _begin_run(db, run_id, about, values)) is None:
@@ -445,7 +455,7 @@ def trim(db: sqlite3.Connection, run_id: str, before: datetime, limit: int) -> i
     view = _viewed(run_id, db)
     if view.run is None:
         return 0
-    needed = min([*view.tail, *view.in_hand])
+    needed = min([view.tail()[-1].seq, *view.in_hand])
     passed = 0
     rows = db.execute(
         'SELECT seq, start_ts, duration FROM steps WHERE run = ? AND seq < ? ORDER BY seq LIMIT ?',

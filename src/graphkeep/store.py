@@ -360,7 +360,7 @@ class Store(ABC):
             raise RunExistsError(run_id)
 
     async def _call(self, func: Callable[[], T]) -> T:
-        how = Calling(repr(self), self._lock_timeout, self._inline, queues=False, stubborn=False)
+        how = Calling(repr(self), self._lock_timeout, self._inline, stubborn=False)
         value, interrupted = await call(func, partial(submit, func), how)
         if interrupted is not None:
             raise interrupted

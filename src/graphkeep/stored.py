@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from . import _host
 from ._host import RunEndT, StateT
-from .backend import RunBackend
+from .backend import LockBusy, RunBackend
 from .calls import Calling, call
 from .claims import Claims, Commitment, NodeGuard
 from .codec import Codec
@@ -129,10 +129,15 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         if commit.rows:
             commit.about = self._about
         turn, backend = Commitment(self._claims, commit), self._backend
+        if inline := backend.prompt:
+            try:
+                return backend.write(turn)
+            except LockBusy:
+                inline = not backend.queues
         receipt, interrupted = await call(
             partial(backend.write, turn),
             partial(backend.queue, turn),
-            self._calling(backend.prompt, stubborn=commit.must_land),
+            Calling(self._place, self.lock_timeout, inline, commit.must_land),
         )
         return receipt if interrupted is None else replace(receipt, interrupted=interrupted)
 
@@ -144,13 +149,11 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         return await self._read(self._backend.rows, inline=self._backend.prompt and not self._backend.queues)
 
     async def _read(self, func: Callable[[], T], *, inline: bool) -> T:
-        value, interrupted = await call(func, partial(submit, func), self._calling(inline, stubborn=False))
+        how = Calling(self._place, self.lock_timeout, inline, stubborn=False)
+        value, interrupted = await call(func, partial(submit, func), how)
         if interrupted is not None:
             raise interrupted
         return value
-
-    def _calling(self, inline: bool, *, stubborn: bool) -> Calling:
-        return Calling(self._place, self.lock_timeout, inline, self._backend.queues, stubborn)
 
     # ------------------------------------------------------------------------------------------- ownership
 
