@@ -35,6 +35,7 @@ from .persistence import StatePersistence
 from .resume import iter_or_resume, run_or_resume
 from .runinfo import Pruned, RunInfo
 from .snapshots import EndSnapshot, NodeSnapshot, Snapshot, SnapshotStatus, build_snapshot_list_type_adapter
+from .sqlite import SqliteStore
 from .step import Step, current_step
 from .store import Store
 from .stored import StoredStatePersistence
@@ -78,6 +79,7 @@ __all__ = (
     'Snapshot',
     'SnapshotStatus',
     'SnapshotStatusError',
+    'SqliteStore',
     'StatePersistence',
     'Step',
     'StepError',

@@ -30,7 +30,9 @@ T = TypeVar('T')
 
 _WAIT: Final = 0.0005, 0.02  # seconds between two tries for the lock: the first and the longest wait
 _LOOK: Final = 64  # commits between two looks at how long the log is
-_LONG: Final = 8 * 2**20  # bytes of the log from which on it is written back into the file
+# Bytes of the log from which on it is written back into the file. Where the disk is waited for, a short one
+# pays: what is written over is on the disk sooner than what makes the log longer.
+_LONG: Final = {False: 8 * 2**20, True: 2 * 2**20}
 
 
 class Stage(Protocol):
@@ -100,6 +102,7 @@ class Database:
         self._idle = threading.Event()
         self._idle.set()
         self._commits = 0
+        self._long = False
 
     def forked(self) -> None:
         """Leave the connections, which are the parent's, and begin anew."""
@@ -154,13 +157,12 @@ class Database:
         return receipt
 
     def _log_is_long(self) -> bool:
+        """Look now and then; what was found stays until the log was written back."""
         self._commits += 1
-        if self._commits % _LOOK:
-            return False
-        try:
-            return os.stat(f'{self.path}-wal').st_size > _LONG
-        except OSError:
-            return False
+        if self._commits % _LOOK == 0:
+            with suppress(OSError):
+                self._long = os.stat(f'{self.path}-wal').st_size > _LONG[self.durable]
+        return self._long
 
     # ------------------------------------------------------------------------------- what waits, together
 
@@ -284,9 +286,10 @@ class Database:
         with self._mutex:
             db = self._connected()
             if self._log_is_long():
+                self._long = False
                 # here, where it delays no event loop; nothing is lost if it cannot be done now
                 with suppress(sqlite3.Error):
-                    db.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+                    db.execute('PRAGMA wal_checkpoint(RESTART)')
             if self.durable:
                 db.execute('PRAGMA synchronous = FULL')
             try:
@@ -298,6 +301,8 @@ class Database:
     def _connected(self) -> sqlite3.Connection:
         if self._writer is None:
             self._writer = self._patiently(lambda: open_file(self.path))
+            # what the log is cut to when it begins anew; so its length tells whether it is long
+            self._writer.execute(f'PRAGMA journal_size_limit = {_LONG[self.durable]}')
             self.ready = True
         return self._writer
 

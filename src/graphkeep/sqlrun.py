@@ -330,8 +330,7 @@ class _Staged:
 
     def reject(self) -> None:
         """Learn that this is not part of a transaction."""
-        self._made = None
-        self._run._view = None
+        self._made = None  # what is at hand of the run was not touched
 
     def _write(self, db: sqlite3.Connection, view: _View, applied: Applied, now: datetime) -> bool:
         """Write it, unless somebody else has written since the run was looked at."""

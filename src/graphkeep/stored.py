@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
+from time import perf_counter
+from typing import Any, Final, TypeVar
+
+import anyio.lowlevel
 
 from . import _host
 from ._host import RunEndT, StateT
@@ -24,6 +27,9 @@ from .snapshots import Snapshot
 __all__ = ('LEASE', 'LOCK_TIMEOUT', 'StoredStatePersistence')
 
 T = TypeVar('T')
+
+_SLICE: Final = 0.0002
+# seconds after which a run lets other tasks have their turn, although nothing has to be waited for
 
 LEASE = 30.0
 """How long a run stays its owner's without a renewal, in seconds, unless told otherwise."""
@@ -73,6 +79,7 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         self._codec: Codec[StateT, RunEndT] | None = None
         self._claims = Claims(backend, lease)
         self._about = About(tags=check_tags(tags))
+        self._resumed = perf_counter()  # when other tasks last had their turn
 
     # ----------------------------------------------------------------------------------------------- types
 
@@ -128,6 +135,9 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
     async def _commit(self, commit: Commit) -> Receipt:
         if commit.rows:
             commit.about = self._about
+        if not commit.must_land and perf_counter() - self._resumed > _SLICE:
+            await anyio.lowlevel.checkpoint()
+            self._resumed = perf_counter()
         turn, backend = Commitment(self._claims, commit), self._backend
         if inline := backend.prompt:
             try:

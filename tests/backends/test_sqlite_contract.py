@@ -6,13 +6,14 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from graphkeep import SqliteStore
 from graphkeep.commit import Commit, Receipt
-from graphkeep.sqlite import SqliteStore
 from tests.backends.contract import KeptInStore, Raw, RunUnderTest
 
 _RAW = """
 SELECT steps.id, kind, coalesce(json_extract(held.value, '$[1]'), steps.status)
-FROM steps JOIN runs USING (run) LEFT JOIN json_each(runs.in_hand) held ON json_extract(held.value, '$[0]') = seq
+FROM steps JOIN runs USING (run)
+LEFT JOIN json_each(runs.in_hand) held ON json_extract(held.value, '$[0]') = seq
 WHERE runs.id = 'run' ORDER BY seq
 """
 

@@ -19,6 +19,7 @@ from graphkeep import (
     Graph,
     GraphNodeStatusError,
     MemoryStore,
+    SqliteStore,
     current_step,
     errors,
     iter_or_resume,
@@ -107,6 +108,11 @@ async def _exists(_: Path) -> None:
     store = MemoryStore()
     await graph.run(Flip(), persistence=store.run('r1'))
     await store.fork('r1', into='r1')
+
+
+async def _no_store(path: Path) -> None:
+    (path / 'text.db').write_text('not a database, but long enough to be told from one. ' * 20)
+    await SqliteStore(path / 'text.db').runs()
 
 
 async def _lost(_: Path) -> None:
@@ -282,6 +288,13 @@ CASES = [
         (TypeError,),
         {'type_': _is_(Unstorable)},
         ('Unstorable', 'cannot be stored'),
+    ),
+    Case(
+        'UnusableStoreError',
+        _no_store,
+        (ValueError,),
+        {'place': lambda found: found.endswith('text.db')},
+        ('text.db', 'is not a database', 'another path', 'left as it is'),
     ),
     Case(
         'UnfaithfulSnapshotError',
