@@ -1,0 +1,477 @@
+"""`SqliteStore` on a file that is missing, foreign, damaged, full, locked or read-only."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from pydantic_graph import BaseNode, End, GraphRunContext
+
+from graphkeep import (
+    CorruptSnapshotError,
+    Graph,
+    LockTimeoutError,
+    SqliteStore,
+    StorageError,
+    StoredStatePersistence,
+    UnusableStoreError,
+    run_or_resume,
+)
+from tests.backends.sqlfaults import Statements, failing, watch
+
+pytestmark = pytest.mark.anyio
+
+Persistence = StoredStatePersistence[Any, Any]
+
+
+@dataclass
+class Tally:
+    numbers: list[int] = field(default_factory=list[int])
+    weight: str = ''
+
+
+@dataclass
+class Count(BaseNode[Tally, list[int] | None, list[int]]):
+    number: int = 1
+
+    async def run(self, ctx: GraphRunContext[Tally, list[int] | None]) -> Count | End[list[int]]:
+        if ctx.deps is not None:
+            ctx.deps.append(self.number)
+        ctx.state.numbers.append(self.number)
+        return End(ctx.state.numbers) if self.number == 3 else Count(self.number + 1)
+
+
+graph = Graph(nodes=(Count,))
+
+
+async def finish(store: SqliteStore, run_id: str = 'run', ran: list[int] | None = None) -> list[int]:
+    """Run the graph to its end from wherever it is."""
+    run = await run_or_resume(graph, Count(), state=Tally(), deps=ran, persistence=store.run(run_id))
+    return run.output
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Be the path of a store that does not exist yet."""
+    return tmp_path / 'runs.db'
+
+
+@asynccontextmanager
+async def used(path: Path, **options: Any) -> AsyncGenerator[SqliteStore]:
+    """Give a store in which a run has ended, and close it."""
+    async with SqliteStore(path, **options) as store:
+        assert await finish(store, 'ended') == [1, 2, 3]
+        yield store
+
+
+# ------------------------------------------------------------------------------------------------- the file
+
+
+async def test_made_when_needed(path: Path):
+    """Nothing is made before the store is used; then its directory is, and only its owner may read it."""
+    below = path.parent / 'new' / 'runs.db'
+    store = SqliteStore(below)
+    persistence = store.run('run')
+    persistence.set_graph_types(graph)
+    assert not below.parent.exists()
+    assert await finish(store) == [1, 2, 3]
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in below.parent.iterdir()}
+    assert modes == {'runs.db': 0o600, 'runs.db-wal': 0o600, 'runs.db-shm': 0o600}
+    await store.aclose()
+    assert [p.name for p in below.parent.iterdir()] == ['runs.db']
+
+
+async def test_used_again_after_closing(path: Path):
+    """Closing is idempotent, and a store that is asked for something later opens its file again."""
+    async with used(path) as store:
+        await store.aclose()
+        await store.aclose()
+        assert [info.id for info in await store.runs()] == ['ended']
+        assert await finish(store, 'later') == [1, 2, 3]
+    assert await SqliteStore(path).export('later')
+
+
+@pytest.mark.parametrize(
+    'wrong', [{'durability': 'some'}, {'lease': 0}, {'busy_timeout': -1}, {'busy_timeout': 'x'}]
+)
+def test_wrong_options(path: Path, wrong: dict[str, Any]):
+    """A wrong option is refused where it is given."""
+    with pytest.raises((ValueError, TypeError), match=r'durability|lease|busy_timeout|>='):
+        SqliteStore(path, **wrong)
+
+
+@pytest.mark.parametrize(
+    'content', [b'Not a database, but text. ' * 100, b'\0' * 4096, b'SQLite format 3\0' * 40]
+)
+async def test_no_database(path: Path, content: bytes):
+    """A file that is no database is refused, and left as it is."""
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(UnusableStoreError, match=r'runs\.db is not a database: use another path'):
+            await SqliteStore(path).runs()
+        with pytest.raises(UnusableStoreError, match='left as it is'):
+            await finish(SqliteStore(path))
+    assert path.read_bytes() == content
+    assert [p.name for p in path.parent.iterdir()] == ['runs.db']
+
+
+@pytest.mark.parametrize('what', ['tables', 'application', 'version'])
+async def test_database_of_another_application(path: Path, what: str):
+    """Another application's database is refused, and left as it is."""
+    made = {
+        'tables': 'CREATE TABLE runs (id TEXT)',
+        'application': 'PRAGMA application_id = 7',
+        'version': 'PRAGMA user_version = 7',
+    }
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(made[what])
+        db.commit()
+    before = path.read_bytes()
+    with pytest.raises(UnusableStoreError, match='another application'):
+        await finish(SqliteStore(path))
+    assert path.read_bytes() == before
+
+
+async def test_schema_of_the_future(path: Path):
+    """A store that a later version has written is refused, and left as it is."""
+    async with used(path):
+        pass
+    with closing(sqlite3.connect(path)) as db:
+        db.execute('PRAGMA user_version = 99')
+    before = path.read_bytes()
+    with pytest.raises(UnusableStoreError, match='version 99 of the schema'):
+        await SqliteStore(path).runs()
+    assert path.read_bytes() == before
+
+
+async def test_directory(path: Path):
+    """A directory in the place of the file is named."""
+    path.mkdir()
+    with pytest.raises(StorageError, match=r'runs\.db: Is a directory') as caught:
+        await SqliteStore(path).runs()
+    assert caught.value.errno == errno.EISDIR
+
+
+async def test_file_in_the_place_of_the_directory(path: Path):
+    """A file in the place of the directory is named."""
+    path.write_text('')
+    with pytest.raises(StorageError, match=r'Not a directory|File exists'):
+        await SqliteStore(path / 'runs.db').runs()
+
+
+@pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='this user may write everywhere')
+async def test_read_only_file(path: Path):
+    """A file that may only be read is reported when something is to be written."""
+    async with used(path):
+        pass
+    path.chmod(0o400)
+    with pytest.raises(StorageError):
+        await finish(SqliteStore(path), 'other')
+
+
+async def test_read_only_database(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What SQLite says of a file that may only be read is reported, and what is in it can still be read."""
+    statements = watch(monkeypatch)
+    async with used(path) as store:
+        statements.hook = only(
+            'BEGIN IMMEDIATE', sqlite3.SQLITE_READONLY, 'attempt to write a readonly database'
+        )
+        with pytest.raises(StorageError, match='readonly database') as caught:
+            await finish(store, 'other')
+        assert caught.value.errno == errno.EROFS
+        assert [info.id for info in await store.runs()] == ['ended']
+
+
+def only(name: str, code: int, message: str) -> Any:
+    """Return a hook that fails the statements that begin like this."""
+
+    def hook(sql: str) -> None:
+        if sql.startswith(name):
+            raise failing(code, message)
+
+    return hook
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'zeros', 'bits'])
+async def test_damaged(path: Path, damage: str):
+    """Damage is reported as damage wherever it is found, and never taken for an empty store."""
+    async with SqliteStore(path) as store:
+        for number in range(30):
+            await finish(store, f'run-{number}')
+    whole = path.read_bytes()
+    outcomes: set[str] = set()
+    page = int.from_bytes(whole[16:18], 'big')
+    for at in range(page, len(whole), page):
+        hurt = {
+            'truncated': whole[:at],
+            'zeros': whole[:at] + bytes(page) + whole[at + page :],
+            'bits': whole[:at] + bytes(255 - b for b in whole[at : at + 16]) + whole[at + 16 :],
+        }[damage]
+        path.write_bytes(hurt)
+        async with SqliteStore(path) as store:
+            try:
+                found = [info.id for info in await store.runs()]
+                for run_id in found:
+                    await store.export(run_id)
+                await finish(store, 'new')
+            except CorruptSnapshotError as exc:
+                assert str(path) in str(exc) or 'run ' in str(exc)  # noqa: PT017 -- any of them may
+                outcomes.add('reported')
+            else:
+                outcomes.add('elsewhere')
+        for name in ('-wal', '-shm'):
+            path.with_name(path.name + name).unlink(missing_ok=True)
+    assert 'reported' in outcomes
+
+
+async def test_damaged_row(path: Path):
+    """A row that cannot be read is reported with its run, and harms no other one."""
+    async with used(path) as store:
+        await finish(store, 'other')
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE runs SET in_hand = '[[1, 2]]' WHERE id = 'ended'")
+        db.execute("UPDATE bodies SET state = x'7b' WHERE body = (SELECT min(body) FROM bodies)")
+        db.commit()
+    async with SqliteStore(path) as store:
+        with pytest.raises(CorruptSnapshotError, match="run 'ended'"):
+            await store.history('ended')
+        assert len(await store.history('other')) == 4
+        assert await finish(store, 'other') == [1, 2, 3]
+        assert await finish(store, 'new') == [1, 2, 3]
+
+
+# ------------------------------------------------------------------------------------------- a failing disk
+
+
+FAILURES = {
+    'full': (sqlite3.SQLITE_FULL, 'database or disk is full', errno.ENOSPC),
+    'broken': (sqlite3.SQLITE_IOERR, 'disk I/O error', errno.EIO),
+}
+
+
+@pytest.mark.parametrize('durability', ['normal', 'full'])
+@pytest.mark.parametrize('failure', FAILURES)
+async def test_failing_disk(path: Path, monkeypatch: pytest.MonkeyPatch, failure: str, durability: Any):
+    """Whichever statement fails: an error says so, nothing half is stored, and later the run goes on."""
+    code, message, number = FAILURES[failure]
+    statements = watch(monkeypatch)
+    async with used(path, durability=durability) as store:
+        statements.made.clear()
+        await finish(store, 'whole')
+        count = len(statements.made)
+        for at in range(count):
+            run_id, ran = f'run-{at}', list[int]()
+            left = [at]
+
+            def fail(sql: str, left: list[int] = left) -> None:
+                left[0] -= 1
+                if left[0] == -1 and not sql.startswith(('PRAGMA', 'ROLLBACK')):
+                    raise failing(code, message)
+
+            persistence = store.run(run_id)
+            statements.hook = fail
+            caught = await _caught(persistence, ran)
+            statements.hook = statements.nothing
+            assert caught is None or caught.errno == number
+            run = await run_or_resume(graph, Count(), state=Tally(), deps=ran, persistence=persistence)
+            assert (run.output, ran) == ([1, 2, 3], [1, 2, 3]), (at, statements.made[at])
+            assert [record.status for record in await store.history(run_id)] == ['success'] * 4
+
+
+async def _caught(persistence: Persistence, ran: list[int]) -> StorageError | None:
+    try:
+        await run_or_resume(graph, Count(), state=Tally(), deps=ran, persistence=persistence)
+    except StorageError as exc:
+        return exc
+    return None
+
+
+async def test_one_failure_of_many(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What cannot be written of one run does not take along the others that are written with it."""
+    statements = watch(monkeypatch)
+    async with used(path, durability='full') as store:
+        begun, go = threading.Event(), threading.Event()
+
+        def hook(sql: str) -> None:
+            if sql == 'BEGIN IMMEDIATE' and not begun.is_set():
+                begun.set()
+                go.wait(10)
+
+        persistences = [store.run(f'run-{n}') for n in range(8)]
+        for persistence in persistences:
+            persistence.set_graph_types(graph)
+        statements.hook = hook
+        first = asyncio.create_task(persistences[0].snapshot_node(Tally(), Count()))
+        while not begun.is_set():  # noqa: ASYNC110 -- what is waited for happens in a thread
+            await asyncio.sleep(0.001)
+        others = [
+            asyncio.create_task(persistence.snapshot_node(Tally(), Count()))
+            for persistence in persistences[1:]
+        ]
+        await asyncio.sleep(0)
+        statements.made.clear()
+        statements.hook = _fail_third_body(statements)
+        go.set()
+        await first
+        done = await asyncio.gather(*others, return_exceptions=True)
+        failed = [n for n, outcome in enumerate(done, start=1) if isinstance(outcome, Exception)]
+        statements.hook = statements.nothing
+        assert len(failed) == 0, 'the failure passed, and each was made again by itself'
+        known = {info.id for info in await store.runs()}
+        assert known == {'ended'} | {f'run-{n}' for n in range(8) if n not in failed}
+
+
+def _fail_third_body(statements: Statements) -> Any:
+    failed: list[str] = []
+
+    def hook(sql: str) -> None:
+        bodies = sum(made.startswith('INSERT INTO bodies') for made in statements.made)
+        if sql.startswith('INSERT INTO bodies') and bodies == 3 and not failed:
+            failed.append(sql)
+            raise failing(sqlite3.SQLITE_FULL, 'database or disk is full')
+
+    return hook
+
+
+# ------------------------------------------------------------------------------------------------ the lock
+
+
+async def test_locked_for_too_long(path: Path):
+    """Who waits for the lock in vain is told so, and loses nothing by it."""
+    async with used(path, busy_timeout=0.05) as store:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute('BEGIN IMMEDIATE')
+            for call in (finish(store), store.delete('ended'), store.fork('ended', into='fork')):
+                with pytest.raises(LockTimeoutError, match=r'runs\.db.*locked by somebody else for 0\.05 s'):
+                    await call
+            assert [info.id for info in await store.runs()] == ['ended']
+            other.execute('ROLLBACK')
+        assert await finish(store) == [1, 2, 3]
+
+
+async def test_locked_for_a_while(path: Path):
+    """A lock that is let go in time only delays: all that waited is made, and no other task waits."""
+    async with used(path) as store:
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+            other.execute('BEGIN IMMEDIATE')
+            turns = 0
+            async with anyio.create_task_group() as group:
+                for number in range(20):
+                    group.start_soon(finish, store, f'run-{number}')
+                for turns in range(100):  # noqa: B007 -- counted
+                    await anyio.sleep(0.001)
+                assert [info.id for info in await store.runs()] == ['ended']
+                other.execute('ROLLBACK')
+            assert turns == 99
+        assert len(await store.runs()) == 21
+
+
+async def test_group_commit(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Commits of different runs that wait together go into one transaction."""
+    statements = watch(monkeypatch)
+    async with used(path, durability='full') as store:
+        begun, go = threading.Event(), threading.Event()
+
+        def hook(sql: str) -> None:
+            if sql == 'COMMIT' and not begun.is_set():
+                begun.set()
+                go.wait(10)
+
+        statements.hook = hook
+        statements.made.clear()
+        async with anyio.create_task_group() as group:
+            for number in range(50):
+                persistence = store.run(f'run-{number}')
+                persistence.set_graph_types(graph)
+                group.start_soon(persistence.snapshot_node, Tally(), Count())
+            while not begun.is_set():  # noqa: ASYNC110 -- what is waited for happens in a thread
+                await anyio.sleep(0.001)
+            go.set()
+        written = [sql for sql in statements.made if sql == 'COMMIT' or sql.startswith('INSERT INTO steps')]
+        assert written.count('COMMIT') <= 3
+        assert len(written) - written.count('COMMIT') == 50
+
+
+async def test_two_stores_on_one_file(path: Path):
+    """Stores on one file see what the other has committed, and are not harmed when the other closes."""
+    async with used(path) as one, SqliteStore(path) as other:
+        for number in range(5):
+            assert await finish(one, f'one-{number}') == [1, 2, 3]
+            assert await finish(other, f'one-{number}') == [1, 2, 3]
+            assert len(await other.runs()) == number + 2
+            await one.aclose()
+            one, other = other, one
+
+
+@pytest.mark.both_backends
+async def test_loops_and_threads(path: Path):
+    """Any number of threads with event loops of their own may use one store."""
+    store = SqliteStore(path)
+    results: list[list[int]] = []
+
+    def work(number: int) -> None:
+        for n in range(5):
+            results.append(asyncio.run(finish(store, f'run-{number}-{n}')))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        await anyio.to_thread.run_sync(thread.join)
+    assert results == [[1, 2, 3]] * 30
+    assert len(await store.runs()) == 30
+    await store.aclose()
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='the platform does not fork')
+@pytest.mark.filterwarnings('ignore:This process:DeprecationWarning')
+async def test_fork(path: Path):
+    """A child that was forked uses connections of its own, and harms neither the store nor its parent."""
+    async with used(path) as store:
+        if (pid := os.fork()) == 0:
+            code = 1
+            try:
+                code = 0 if _in_child(store) == [1, 2, 3] else 2
+            finally:
+                os._exit(code)
+        deadline = time.monotonic() + 30
+        while (waited := os.waitpid(pid, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:  # noqa: ASYNC222
+            assert await finish(store, f'parent-{time.monotonic_ns()}') == [1, 2, 3]
+        assert waited[1] == 0
+        assert 'child' in {info.id for info in await store.runs(limit=10_000)}
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute('PRAGMA integrity_check').fetchone() == ('ok',)
+
+
+def _in_child(store: SqliteStore) -> list[int]:
+    result: list[list[int]] = []
+    thread = threading.Thread(target=lambda: result.append(asyncio.run(finish(store, 'child'))))
+    thread.start()
+    thread.join(20)
+    return result[0]
+
+
+async def test_checkpoints(path: Path):
+    """The log does not grow for ever, and what was in it is in the file afterwards."""
+    async with SqliteStore(path) as store:
+        persistence = store.run('run')
+        persistence.set_graph_types(graph)
+        longest = 0
+        for number in range(400):
+            await persistence.snapshot_node(Tally(weight='x' * 100_000), Count(number))
+            longest = max(longest, path.with_name('runs.db-wal').stat().st_size)
+        assert longest < 20 * 2**20
+        assert path.stat().st_size > 10 * 2**20
+        assert len(await store.history('run')) == 400
