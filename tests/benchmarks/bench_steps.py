@@ -212,7 +212,7 @@ def rounds(kind: str, steps: int, size: int, subject: str) -> int:
     return 10 if steps >= 10_000 else 50 if steps >= 1_000 else 200
 
 
-@pytest.mark.parametrize('kind,steps,size,subject', cases())
+@pytest.mark.parametrize('kind,steps,size,subject', list(cases()))
 def test_step(benchmark: Any, tmp_path: Path, kind: str, steps: int, size: int, subject: str) -> None:
     """A linear graph runs to its end."""
     benchmark.group = f'{kind}, {steps:,} steps, state of {size:,} bytes'

@@ -23,7 +23,7 @@ ROOT = HERE.parents[1]
 BEGIN, END = '<!-- figures: begin -->', '<!-- figures: end -->'
 OURS = 'graphkeep'
 FULL = "graphkeep, durability='full'"
-PEER = 'pydantic-graph 1.x'
+PEERS = ('pydantic-graph 1.x', 'LangGraph 1.2')
 
 
 def main() -> int:
@@ -39,10 +39,12 @@ def main() -> int:
         command += [f'--benchmark-json={file}', '-k', options.k, str(HERE)]
         if code := subprocess.run(command, check=False).returncode:
             return code
-        groups = grouped(json.loads(file.read_text())['benchmarks'])
-    print(tables(groups))
+        figures = json.loads(file.read_text())['benchmarks']
+    groups = grouped(figures)
+    told = f'{tables(groups)}\n{others(figures)}'
+    print(told)
     if options.write:
-        write(ROOT / 'docs' / 'benchmarks.md', tables(groups))
+        write(ROOT / 'docs' / 'benchmarks.md', told)
         write(ROOT / 'README.md', summary(groups))
     return 0
 
@@ -58,6 +60,8 @@ def grouped(figures: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     groups: dict[str, dict[str, float]] = {}
     for figure in figures:
         info = figure['extra_info']
+        if 'figures' in info:
+            continue
         cost = figure['stats']['min'] / info['steps'] - info['idle']
         groups.setdefault(figure['group'], {})[info['subject']] = cost * 1e6
     return groups
@@ -73,14 +77,15 @@ def where() -> str:
 
 def summary(groups: dict[str, dict[str, float]]) -> str:
     """Return one Markdown table of what is compared with the peer."""
-    lines = [f'Microseconds a step. {where()}', f'| | graphkeep | {PEER} | ratio |', '|---|---:|---:|---:|']
+    lines = [f'Microseconds a step. {where()}', '| | graphkeep | peer | ratio |', '|---|---:|---:|---:|']
     for group, cost in groups.items():
+        peer = next((peer for peer in PEERS if peer in cost), None)
         for subject, figure in cost.items():
-            if PEER in cost and subject in (OURS, FULL):
+            if peer is not None and subject in (OURS, FULL):
                 name = group + (f', {subject.partition(", ")[2]}' if subject == FULL else '')
-                ratio = cost[PEER] / figure
+                ratio = cost[peer] / figure
                 told = f'{ratio:.1f} times faster' if ratio >= 1 else f'{1 / ratio:.2f} of it'
-                lines.append(f'| {name} | {figure:,.0f} | {cost[PEER]:,.0f} | {told} |')
+                lines.append(f'| {name} | {figure:,.0f} | {peer}: {cost[peer]:,.0f} | {told} |')
     return '\n'.join([*lines, ''])
 
 
@@ -88,12 +93,25 @@ def tables(groups: dict[str, dict[str, float]]) -> str:
     """Return a Markdown table for each kind of persistence, of everything that was measured."""
     lines = [where()]
     for group, cost in groups.items():
-        peer = cost.get(PEER)
-        lines += [f'**{group}**', '', '| | µs a step |' + (f' {PEER} / this |' if peer else '')]
+        name = next((peer for peer in PEERS if peer in cost), '')
+        peer = cost.get(name)
+        lines += [f'**{group}**', '', '| | µs a step |' + (f' {name} / this |' if peer else '')]
         lines.append('|---|---:|' + ('---:|' if peer else ''))
         for subject, figure in cost.items():
             lines.append(f'| {subject} | {figure:,.1f} |' + (f' {peer / figure:.2f} |' if peer else ''))
         lines.append('')
+    return '\n'.join(lines)
+
+
+def others(figures: list[dict[str, Any]]) -> str:
+    """Return a Markdown table for each measurement that is not of the cost of a step."""
+    lines: list[str] = []
+    for figure in figures:
+        info = figure['extra_info']
+        if 'figures' in info:
+            lines += [f'**{figure["group"]}**: {info["subject"]}', '', '| | |', '|---|---:|']
+            lines += [f'| {name} | {value:,.1f} |' for name, value in info['figures'].items()]
+            lines.append('')
     return '\n'.join(lines)
 
 

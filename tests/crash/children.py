@@ -21,7 +21,14 @@ import anyio
 from pydantic_graph import BaseNode, End, GraphRunContext
 
 import graphkeep.runfile
-from graphkeep import FileStatePersistence, Graph, GraphkeepError, run_or_resume
+from graphkeep import (
+    FileStatePersistence,
+    Graph,
+    GraphkeepError,
+    SqliteStore,
+    StatePersistence,
+    run_or_resume,
+)
 from graphkeep.snapshots import now_utc
 from tests.backends.faults import Call, FaultyOs
 
@@ -42,6 +49,7 @@ __all__ = (
     'heard',
     'hour_later',
     'logged',
+    'opened',
     'run_chain',
 )
 
@@ -126,10 +134,17 @@ def heard(near: Connection, patience: float = 30) -> Any:
 # ---------------------------------------------------------------------------------------------- for the child
 
 
-async def run_chain(file: Path, log: Path, weight: int, **options: Any) -> list[int]:
-    """Run the chain to its end from wherever it is."""
+def opened(place: Path, **options: Any) -> StatePersistence[Any, Any]:
+    """Return the persistence of the run in a file or, with a `.db` in its path, in that store."""
+    if place.parent.suffix == '.db':
+        return SqliteStore(place.parent, **options).run(place.name)
+    return FileStatePersistence(place, **options)
+
+
+async def run_chain(place: Path, log: Path, weight: int, **options: Any) -> list[int]:
+    """Run the chain to its end from wherever it is; see `opened` for the place."""
     state = Trail(weight='x' * weight)
-    persistence: FileStatePersistence[Trail, list[int]] = FileStatePersistence(file, **options)
+    persistence = opened(place, **options)
     result = await run_or_resume(chain, Step(), state=state, deps=log, persistence=persistence)
     return result.output
 
@@ -185,7 +200,7 @@ def hang_in_node(file: Path, lease: float, parent: Connection) -> None:
     """Run a node that waits for its parent, and tell the parent how the run ended."""
 
     async def main() -> str:
-        persistence: FileStatePersistence[Trail, str] = FileStatePersistence(file, lease=lease)
+        persistence = opened(file, lease=lease)
         try:
             result = await run_or_resume(
                 hang_graph, Hang(), state=Trail(), deps=parent, persistence=persistence

@@ -1,0 +1,151 @@
+"""What a step costs in a SQLite store, next to LangGraph's and to bare `sqlite3`; run by run.py."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import pytest
+
+from graphkeep import SqliteStore
+from graphkeep.sqlschema import MIGRATIONS
+from tests.benchmarks.bench_steps import Odd, State, graph
+
+Prepare = Callable[[Path, int, int], AbstractContextManager[Callable[[], int]]]
+Synchronous = Literal['NORMAL', 'FULL']
+
+
+@contextmanager
+def ours(path: Path, steps: int, size: int, *, runs: int = 1, **options: Any) -> Generator[Callable[[], int]]:
+    """Give a function that runs the graph to its end, once or several times at once, in one store."""
+    store = SqliteStore(path, **options)
+    with asyncio.Runner() as runner:
+        persistences = [store.run(f'run-{number}') for number in range(runs)]
+        for persistence in persistences:
+            persistence.set_graph_types(graph)
+        runner.run(persistences[0].load_history())  # which opens the file
+
+        async def run() -> int:
+            starts = [
+                graph.run(Odd(steps // runs), state=State(0, 'x' * size), persistence=persistence)
+                for persistence in persistences
+            ]
+            return sum(result.output for result in await asyncio.gather(*starts))
+
+        yield lambda: runner.run(run())
+        runner.run(store.aclose())
+
+
+@contextmanager
+def langgraph(path: Path, steps: int, size: int, *, synchronous: Synchronous) -> Generator[Callable[[], int]]:
+    """Give a function that runs LangGraph's graph to its end."""
+    from tests.benchmarks.langgraph_peer import linear_runner
+
+    with linear_runner(path, steps, size, synchronous) as run:
+        yield run
+
+
+@contextmanager
+def bare(path: Path, steps: int, size: int, *, synchronous: Synchronous) -> Generator[Callable[[], int]]:
+    """Give a function that makes the same two commits a step in the same tables, and does nothing else.
+
+    The first writes who has the run and what is in hand; the second that nobody has, how the step ended, and
+    the next one with its state.
+    """
+    owner = f'{{"id":"{"0" * 32}","host":"host","pid":12345,"domain":"{"0" * 60}","started":"123456"}}'
+    state, node, step_id = b'x' * (size + 30), b'{"until":1000,"node_id":"Odd"}', f'Odd:{"0" * 32}'
+    start = (
+        'UPDATE runs SET version = version + 1, status = ?, steps = ?, updated = ?, fence = ?, owner = ?, '
+        'expires = ?, in_hand = ? WHERE run = ? AND version = ?'
+    )
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute('PRAGMA page_size = 2048')
+        db.execute('PRAGMA journal_mode = WAL')
+        db.execute(f'PRAGMA synchronous = {synchronous}')
+        for statement in MIGRATIONS[0]:
+            db.execute(statement)
+        db.execute(
+            'INSERT INTO runs (id, version, status, finished, steps, created, updated, fence, in_hand) '
+            "VALUES ('run', 0, 'created', 0, 0, 0, 0, 0, '[]')"
+        )
+
+        def run() -> int:
+            for n in range(steps):
+                now = 1_700_000_000_000_000 + n
+                in_hand = f'[[{n},"running",{now},null,1,"process 12345 on host",null]]'
+                db.execute('BEGIN IMMEDIATE')
+                db.execute(start, ('running', n, now, n, owner, now, in_hand, 1, 2 * n))
+                db.execute('COMMIT')
+                db.execute('BEGIN IMMEDIATE')
+                db.execute(start, ('created', n, now, n, None, None, '[]', 1, 2 * n + 1))
+                db.execute(
+                    'UPDATE steps SET status = ?, start_ts = ?, duration = ?, attempt = ?, owner = ?, '
+                    'attempts = ? WHERE run = ? AND seq = ?',
+                    ('success', now, 0.001, 1, 'process 12345 on host', None, 1, n - 1),
+                )
+                body = db.execute('INSERT INTO bodies (state, node) VALUES (?, ?)', (state, node)).lastrowid
+                db.execute(
+                    'INSERT INTO steps (run, seq, id, node_id, kind, status, attempt, body) '
+                    "VALUES (1, ?, ?, 'Odd', 'node', 'created', 0, ?)",
+                    (n, step_id, body),
+                )
+                db.execute('COMMIT')
+            return steps
+
+        yield run
+
+
+SUBJECTS: dict[str, Prepare] = {
+    'graphkeep': ours,
+    'graphkeep, verify=False': partial(ours, verify=False),
+    'LangGraph 1.2, synchronous=NORMAL': partial(langgraph, synchronous='NORMAL'),
+    'bare sqlite3': partial(bare, synchronous='NORMAL'),
+    "graphkeep, durability='full'": partial(ours, durability='full'),
+    'LangGraph 1.2': partial(langgraph, synchronous='FULL'),
+    'bare sqlite3, synchronous=FULL': partial(bare, synchronous='FULL'),
+}
+AT_ONCE: dict[str, Prepare] = {
+    'graphkeep': partial(ours, runs=100),
+    "graphkeep, durability='full'": partial(ours, runs=100, durability='full'),
+}
+
+
+def cases() -> Iterator[Any]:
+    """Yield every case, those that are compared one after another."""
+    for size in (100, 10_000):
+        for subject in SUBJECTS:
+            yield pytest.param('SQLite', 1_000, size, subject, id=f'SQLite-1000-{size}-{subject}')
+    for subject in AT_ONCE:
+        yield pytest.param(
+            'SQLite, 100 runs at once', 10_000, 100, subject, id=f'SQLite-at-once-10000-100-{subject}'
+        )
+
+
+@pytest.mark.parametrize('kind,steps,size,subject', list(cases()))
+def test_step(benchmark: Any, tmp_path: Path, kind: str, steps: int, size: int, subject: str) -> None:
+    """A linear graph runs to its end."""
+    benchmark.group = f'{kind}, {steps:,} steps, state of {size:,} bytes'
+    benchmark.extra_info.update(kind=kind, steps=steps, size=size, subject=subject, idle=0.0)
+    prepare = (SUBJECTS if kind == 'SQLite' else AT_ONCE)[subject]
+    open_: list[AbstractContextManager[Callable[[], int]]] = []
+
+    with TemporaryDirectory(dir=tmp_path) as scratch:
+
+        def set_up() -> tuple[tuple[Any], dict[str, Any]]:
+            tear_down()
+            open_.append(prepare(Path(scratch) / f'{len(list(Path(scratch).iterdir()))}.db', steps, size))
+            return (open_[-1].__enter__(),), {}
+
+        def tear_down() -> None:
+            if open_:
+                open_.pop().__exit__(None, None, None)
+
+        output = benchmark.pedantic(lambda run: run(), setup=set_up, rounds=7, warmup_rounds=1)
+        tear_down()
+    assert output == steps
