@@ -30,6 +30,8 @@ class Turn(ABC):
     no other write of the same holder is under way.
     """
 
+    __slots__ = ()
+
     @abstractmethod
     def enter(self, *, wait: bool) -> bool:
         """Begin; return whether it was possible without waiting, or wait."""

@@ -88,6 +88,8 @@ class Claims:
 class _Write(Turn):
     """A write by one instance; its other ones, and its heartbeat's, wait meanwhile."""
 
+    __slots__ = ('_claims',)
+
     def __init__(self, claims: Claims):
         self._claims = claims
 
@@ -107,10 +109,12 @@ class _Write(Turn):
 class Commitment(_Write):
     """A commit of the instance, to which it is added who makes it."""
 
+    __slots__ = ('_commit', '_in_hand')
+
     def __init__(self, claims: Claims, commit: Commit):
-        super().__init__(claims)
+        self._claims = claims
         self._commit = commit
-        self._in_hand: set[str] = set()
+        self._in_hand = claims.in_hand
 
     def open(self) -> Commit:
         """Add who makes it, or refuse what this instance does not have in hand."""

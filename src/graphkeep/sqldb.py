@@ -116,7 +116,8 @@ class Database:
 
         Args:
             stage: The commit.
-            settles: Whether a commit has to wait for the disk where the store is durable.
+            settles: Whether a commit is one of several statements, which has to wait for the disk where the
+                store is durable.
 
         Raises:
             LockBusy: if anything would have to be waited for. Nothing was done.
@@ -138,12 +139,15 @@ class Database:
     ) -> Receipt:
         try:
             commit = stage.turn.open()
-            if self.durable and settles(commit):
+            settling = settles(commit)
+            if settling and self.durable:
                 raise LockBusy
             try:
-                db.execute('BEGIN IMMEDIATE')
+                if settling:  # else it is one statement, and that a transaction by itself
+                    db.execute('BEGIN IMMEDIATE')
                 receipt = stage.run(db, commit)
-                db.execute('COMMIT')
+                if settling:
+                    db.execute('COMMIT')
             except sqlite3.Error as exc:
                 raise ours(exc, self.path, 'write') from exc
         except BaseException as exc:

@@ -276,12 +276,18 @@ def _viewed(run_id: str, db: sqlite3.Connection) -> _View:
     Raises:
         CorruptSnapshotError: if what is stored of it cannot be read.
     """
+    alone = not db.in_transaction
+    if alone:
+        db.execute('BEGIN')  # to see the run as it is at one moment
     try:
         return _View(run_id, db)
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as exc:
         raise CorruptSnapshotError(
             f'run {run_id!r}', f'is stored in a way that cannot be read: {exc!r}. It is left as it is'
         ) from exc
+    finally:
+        if alone:
+            db.execute('COMMIT')
 
 
 def _settles(commit: Commit) -> bool:
@@ -292,6 +298,8 @@ def _settles(commit: Commit) -> bool:
 class _Staged:
     """One commit of a run on its way into a transaction."""
 
+    __slots__ = ('_made', '_run', 'turn')
+
     def __init__(self, run: SqlRun, turn: Turn | None):
         self.turn = cast(Turn, turn)
         self._run = run
@@ -300,26 +308,28 @@ class _Staged:
     def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
         """Write what the commit makes of its run, or refuse it before anything is written.
 
-        What is at hand of the run is used as it is, and only looked at again if somebody else has written.
+        What is at hand of the run is used as it is, and looked at again if somebody else has written: the
+        first statement finds that out, and then writes nothing.
         """
-        run = self._run
+        run, view = self._run, self._run._view
         now = run.clock()
-        if (view := run._view) is not None:
+        while True:
+            if fresh := view is None:
+                view = _viewed(run.run_id, db)
             view.db = db
             try:
                 applied = apply(view, commit, now)
             except GraphkeepError:
-                pass
+                if fresh:
+                    raise
             else:
-                if _changes(view, applied) and self._write(db, view, applied, now):
+                if applied.changed or applied.appended or applied.ownership != view.ownership:
+                    if self._write(db, view, applied, now):
+                        return applied.receipt
+                elif fresh:
+                    run._view = view
                     return applied.receipt
-        view = _viewed(run.run_id, db)
-        applied = apply(view, commit, now)
-        if _changes(view, applied):
-            self._write(db, view, applied, now)
-        else:
-            run._view = view
-        return applied.receipt
+            view = None  # somebody else has written, or may have
 
     def accept(self) -> None:
         """Learn that the transaction was made."""
@@ -344,10 +354,6 @@ class _Staged:
             _add_step(db, run, row)
         self._made = view, run, applied, in_hand
         return True
-
-
-def _changes(view: _View, applied: Applied) -> bool:
-    return bool(applied.changed or applied.appended) or applied.ownership != view.ownership
 
 
 def _write_run(
