@@ -4,9 +4,12 @@ That a node is claimed or running, by whom and until when, matters only while it
 the run's own file. So it is kept here, where it costs some hundred bytes written in place, and not the
 replacement of a whole file.
 
-An entry says what the run's file says of the snapshots that it is about, and counts only as long as the
-file says the same. So a write of the file ends it, with nothing to erase, and a file that somebody else has
-written or put in the place of the other is never taken for the one that the entry is about.
+An entry says what the run's file says of the snapshots that it is about, and which is the newest, and counts
+only as long as the file says the same. So a write of the file ends it, and a file that somebody else has
+written or put in the place of the other is never taken for the one that the entry is about. An empty entry
+follows, for that one may be put back.
+
+What has no room in a slot, and what was in hand when a snapshot was added, is in the run's file instead.
 """
 
 from __future__ import annotations

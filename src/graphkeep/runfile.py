@@ -52,7 +52,11 @@ class RunFile(LoggedRun):
     """One run in one file.
 
     Its text is kept at hand, so that a commit renders only what it changes and never parses; it is read anew
-    when somebody else has written. What is in hand is kept in the lock file, see `inhand`.
+    when somebody else has written. What is in hand is kept in the lock file, see `inhand`: written in place,
+    never synced. All else replaces the file, and waits for the disk if that is asked for.
+
+    Everything at hand counts for the version of the file, and for the slots, that are set last. So whatever
+    is interrupted in between, by Ctrl-C too, is read anew.
     """
 
     def __init__(self, path: Path, run_id: str, clock: Callable[[], datetime], *, durable: bool):
@@ -324,7 +328,8 @@ class RunFile(LoggedRun):
     def _refresh(self, lock: int | None) -> None:
         """Read what is not at hand as it is.
 
-        The file first: what is in hand of a later one does not count.
+        The file first: what is in hand of a later one does not count, and what was in hand of it may have
+        ended since. So whoever does not hold the lock looks at the file once more, afterwards.
         """
         changed = self._refresh_file()
         slots = b''
