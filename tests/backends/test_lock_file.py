@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,33 @@ async def test_older_file(file: Path):
     assert ran == [1, 2, 3]
 
 
+@contextmanager
+def unnoted(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Let the disk fail between a write of the file and the note that it ended something."""
+    replaced: list[bool] = []
+
+    def fail(call: Call) -> Any:
+        if call.name == 'lseek' and replaced:
+            raise OSError(errno.EIO, 'Input/output error')
+        replaced.extend([True] if call.name == 'replace' else [])
+        return call()
+
+    with monkeypatch.context() as patch:
+        patch.setattr('graphkeep.runfile.os', FaultyOs(fail))
+        yield
+
+
+async def test_given_back_unnoted(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """What was given back is free, even if only the file says so."""
+    persistence = await begun(file)
+    with unnoted(monkeypatch):
+        await persistence.release()
+    assert in_hand(file)
+    assert await statuses(file) == ['created']
+    assert opened(file)._backend.tail().ownership.owner is None
+    assert await finish(file) == [1, 2, 3]
+
+
 @pytest.mark.parametrize('disk', ['works', 'fails'])
 async def test_as_it_was_before_the_claim(file: Path, monkeypatch: pytest.MonkeyPatch, disk: str):
     """What has ended is not in hand again when the file is put back that it was claimed in.
@@ -113,16 +142,7 @@ async def test_as_it_was_before_the_claim(file: Path, monkeypatch: pytest.Monkey
     if disk == 'works':
         await ended(persistence)
     else:
-        replaced: list[bool] = []
-
-        def fail(call: Call) -> Any:
-            if call.name == 'lseek' and replaced:
-                raise OSError(errno.EIO, 'Input/output error')
-            replaced.extend([True] if call.name == 'replace' else [])
-            return call()
-
-        with monkeypatch.context() as patch:
-            patch.setattr('graphkeep.runfile.os', FaultyOs(fail))
+        with unnoted(monkeypatch):
             await ended(persistence)
         assert in_hand(file)
         await opened(file).snapshot_node(Tally(), Count(3))
