@@ -29,7 +29,8 @@ Durability = Literal['normal', 'full']
 - `'normal'`: the death of the process at any moment, by `kill -9` too. After a loss of power or a crash of
   the system the file may be an older one or, on file systems that order writes loosely, damaged.
 - `'full'`: a loss of power too, on a disk that keeps what it has acknowledged. What is stored, and the end
-  of each step, waits for the disk. That a node is claimed or running does not: a loss of power ends that too.
+  of each step, waits for the disk. That a node is claimed or running, and a renewal of the lease, does not:
+  a loss of power ends what they are about, and may take the attempt off the record.
 """
 
 _SUFFIX: Final = '.json'
@@ -39,14 +40,18 @@ _MAX_NAME: Final = 240  # bytes, of the 255 that file systems allow, so that the
 class FileStatePersistence(StoredStatePersistence[StateT, RunEndT]):
     """Keeps one run in one readable JSON file.
 
-    The format is pydantic-graph 1.x's, both ways. The end of a step writes a new file beside the old one and
-    puts it in its place, so whoever reads sees the run as it was before or after. Several processes may use
-    one file. The file is readable by its owner only, and parent directories are made as needed.
+    The format is pydantic-graph 1.x's, both ways. What is stored, and the end of a step, writes a new file
+    beside the old one and puts it in its place, so whoever reads sees the run as it was before or after.
+    Several processes may use one file, but not together with pydantic-graph's own class. The file is readable
+    by its owner only, and parent directories are made as needed.
 
     While a commit is made, a lock is held on a file beside it, `.<name>.lock`, which stays. The lock is the
     operating system's and goes with its process. That file also tells which node is claimed or running, by
-    whom and until when; the run's own file tells how it ended. A commit that took less than a millisecond
-    the last time is made on the event loop's own thread, any other in a worker thread.
+    whom and until when, up to 4 KB; the run's own file tells how it ended, and usually has a running node as
+    `created`. To delete the lock file is to forget what is in hand.
+
+    Commits are made on the event loop's own thread if the last write or reading of the whole file took less
+    than a millisecond and `durability` is `'normal'`, otherwise in a worker thread.
     """
 
     def __init__(

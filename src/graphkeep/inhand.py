@@ -4,9 +4,12 @@ That a node is claimed or running, by whom and until when, matters only while it
 the run's own file. So it is kept here, where it costs some hundred bytes written in place, and not the
 replacement of a whole file.
 
-An entry says what the run's file says of the snapshots that it is about, and counts only as long as the
-file says the same. So a write of the file ends it, with nothing to erase, and a file that somebody else has
-written or put in the place of the other is never taken for the one that the entry is about.
+An entry says what the run's file says of the snapshots that it is about, and which is the newest, and counts
+only as long as the file says the same. So a write of the file ends it, and a file that somebody else has
+written or put in the place of the other is never taken for the one that the entry is about. An empty entry
+follows, for that one may be put back.
+
+What has no room in a slot, and what was in hand when a snapshot was added, is in the run's file instead.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from pydantic_core import to_json
 from .commit import UNOWNED, Ownership, StepRecord
 from .jsonrun import dump_members, read_ownership, read_step
 
-__all__ = ('AT', 'LENGTH', 'InHand', 'read_in_hand')
+__all__ = ('AT', 'LENGTH', 'Entry', 'InHand', 'read_entry')
 
 _SLOT: Final = 4096  # bytes: within one page, so that no signal comes between two parts of one
 AT: Final = _SLOT
@@ -57,44 +60,61 @@ class InHand(NamedTuple):
         return AT + at, line, slots.ljust(at, b'\0')[:at] + line + slots[at + len(line) :]
 
 
-def read_in_hand(slots: bytes, filed: Sequence[StepRecord], fence: int) -> tuple[int, InHand | None]:
-    """Return the number of the newest entry, 0 if there is none, and what is in hand.
+class Entry(NamedTuple):
+    """An entry as it is in a slot, of whatever file it is about."""
 
-    Args:
-        slots: What the slots hold.
-        filed: What the run's file says of every snapshot.
-        fence: How often the run was taken, as far as the file knows.
+    number: int = 0
+    """See `InHand`; 0 if there is none."""
+    last: int = 0
+    """See `InHand`."""
+    ownership: Ownership = UNOWNED
+    """Who has the run."""
+    rows: Sequence[tuple[list[Any], StepRecord]] = ()
+    """Of each snapshot in hand the status and the attempt that the file has of it, and what is true of it."""
+
+    def in_hand(self, filed: Sequence[StepRecord], fence: int) -> InHand | None:
+        """Return what is in hand of the run in a file, `None` if the entry is not about the file as it is.
+
+        Args:
+            filed: What the file says of every snapshot.
+            fence: How often the run was taken, as far as the file knows.
+        """
+        if not filed or self.last != filed[-1].seq or self.ownership.fence <= fence:
+            return None
+        held: dict[int, tuple[StepRecord, StepRecord]] = {}
+        for was, record in self.rows:
+            position = record.seq - filed[0].seq
+            if not 0 <= position < len(filed):
+                return None
+            of = filed[position]
+            if [of.id, of.status, of.attempt] != [record.id, *was]:
+                return None
+            held[of.seq] = of, record._replace(node_id=of.node_id)
+        return InHand(self.number, self.last, self.ownership, held)
+
+
+def read_entry(slots: bytes) -> Entry:
+    """Return the newest entry that was written whole.
 
     Raises:
         AttributeError: or another error of this kind, if an entry is whole but is not one of ours.
     """
-    entry = max(_entries(slots), key=lambda entry: entry['number'], default=None)
-    if entry is None:
-        return 0, None
-    nothing = entry['number'], None
-    held: dict[int, tuple[StepRecord, StepRecord]] = {}
-    ownership = UNOWNED
-    if not filed or entry['last'] != filed[-1].seq:
-        return nothing
-    for row in entry['rows']:
-        position = row['seq'] - filed[0].seq
-        if not 0 <= position < len(filed):
-            return nothing
-        was = filed[position]
-        if [was.id, was.status, was.attempt] != [row['id'], *row['was']]:
-            return nothing
-        held[was.seq] = was, read_step(row, was.node_id, was.seq)
-        ownership = read_ownership(row)
-    if ownership.fence <= fence:
-        return nothing
-    return entry['number'], InHand(entry['number'], entry['last'], ownership, held)
+    return max(_entries(slots), default=Entry(), key=lambda entry: entry.number)
 
 
-def _entries(slots: bytes) -> list[dict[str, Any]]:
-    """Return the entries that were written whole."""
-    found: list[dict[str, Any]] = []
+def _entries(slots: bytes) -> list[Entry]:
+    found: list[Entry] = []
     for at in range(0, len(slots), _SLOT):
-        checksum, _, entry = slots[at : at + _SLOT].partition(b'\n')[0].partition(b' ')
-        if entry and checksum == b'%08x' % zlib.crc32(entry):
-            found.append(json.loads(entry))
+        checksum, _, text = slots[at : at + _SLOT].partition(b'\n')[0].partition(b' ')
+        if text and checksum == b'%08x' % zlib.crc32(text):
+            values = json.loads(text)
+            rows = values['rows']
+            found.append(
+                Entry(
+                    int(values['number']),
+                    int(values['last']),
+                    read_ownership(rows[-1]) if rows else UNOWNED,
+                    [(list(row['was']), read_step(row, '', int(row['seq']))) for row in rows],
+                )
+            )
     return found

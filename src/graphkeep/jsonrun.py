@@ -397,7 +397,7 @@ def _read_attempt(values: Mapping[str, Any]) -> Attempt:
 
 def read_ownership(values: Mapping[str, Any]) -> Ownership:
     """Return the ownership that is on record with a snapshot."""
-    ours = values.get(_OURS) or {}
+    ours = cast('dict[str, Any]', values.get(_OURS) or {})
     if 'fence' not in ours:
         return UNOWNED
     held_by = ours.get('held_by')

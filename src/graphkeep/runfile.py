@@ -18,7 +18,7 @@ from .backend import Applied, LockBusy, LoggedRun, RunLog, apply
 from .codec import Body
 from .commit import UNOWNED, About, Commit, Ownership, Receipt, Row, StepRecord, Tail
 from .errors import CorruptSnapshotError, StorageError
-from .inhand import AT, LENGTH, InHand, read_in_hand
+from .inhand import AT, LENGTH, InHand, read_entry
 from .jsonrun import parse_body, parse_run, render
 from .runinfo import RunInfo
 
@@ -31,6 +31,8 @@ _LATER: Final = (1_000, 1_000_000, 2_000_000_000)
 # nanoseconds: as finely as file systems tell time, or do not
 _BINARY: Final = getattr(os, 'O_BINARY', 0)
 _NOFOLLOW: Final = getattr(os, 'O_NOFOLLOW', 0)
+_GLANCES: Final = 3
+# how often to read at most, without the lock, what is written at the same time
 _IN_HAND: Final = frozenset({'pending', 'running'})
 
 
@@ -50,7 +52,11 @@ class RunFile(LoggedRun):
     """One run in one file.
 
     Its text is kept at hand, so that a commit renders only what it changes and never parses; it is read anew
-    when somebody else has written. What is in hand is kept in the lock file, see `inhand`.
+    when somebody else has written. What is in hand is kept in the lock file, see `inhand`: written in place,
+    never synced. All else replaces the file, and waits for the disk if that is asked for.
+
+    Everything at hand counts for the version of the file, and for the slots, that are set last. So whatever
+    is interrupted in between, by Ctrl-C too, is read anew.
     """
 
     def __init__(self, path: Path, run_id: str, clock: Callable[[], datetime], *, durable: bool):
@@ -122,7 +128,7 @@ class RunFile(LoggedRun):
             self._refresh(lock)
             if self.log.last:
                 return False
-            self._rewrite(rows, UNOWNED, about)
+            self._rewrite(rows, UNOWNED, about, lock)
             return True
 
     def delete(self) -> bool:
@@ -136,8 +142,8 @@ class RunFile(LoggedRun):
             with suppress(FileNotFoundError):
                 os.unlink(self._path)
             os.unlink(self._lock_name)  # whoever waits for it finds out that it is not the one any more
-            self._version = None
             self._forget()
+            self._version = None
             return there
 
     def trim(self, before: datetime) -> int:
@@ -145,7 +151,7 @@ class RunFile(LoggedRun):
         with self._mutex, self._reporting('write'), self._lock() as lock:
             self._refresh(lock)
             if passed := self.log.passed(before):
-                self._rewrite(self._rows()[passed:], self.log.ownership, self.log.about)
+                self._rewrite(self._rows()[passed:], self.log.ownership, self.log.about, lock)
             return passed
 
     def body(self, index: int) -> Body:
@@ -163,6 +169,7 @@ class RunFile(LoggedRun):
         self._filed = UNOWNED  # that ownership
         self._slots = b''
         self._number = 0  # of the newest entry in them
+        self._ended = True  # whether that says that nothing is in hand
         self._held: dict[int, tuple[StepRecord, StepRecord]] = {}  # see `InHand.held`
 
     def _content(self, index: int) -> tuple[Body, bytes]:
@@ -192,9 +199,12 @@ class RunFile(LoggedRun):
         at, line, slots = written
         os.lseek(lock, at, os.SEEK_SET)
         _write_all(lock, memoryview(line), len(line))
+        # Ctrl-C may come between any two of these: with the slots last, they are read again, and what is
+        # held first, so that it is known then what the file says
+        self._held = dict(in_hand.held)
         self.log.accept(applied)
-        self._number, self._held = in_hand.number, dict(in_hand.held)
-        self._slots = slots  # last: if this was interrupted, they are read again
+        self._number, self._ended = in_hand.number, False
+        self._slots = slots
         return True
 
     def _store(self, applied: Applied, lock: int) -> None:
@@ -230,8 +240,8 @@ class RunFile(LoggedRun):
         )
         version = self._replace(keep, changed)
         self._take_over(applied, first, keep, changed, elements)
-        self._owned_at, self._filed = owned_at, applied.ownership
-        self._version = version
+        self._owned_at, self._filed, self._held = owned_at, applied.ownership, {}
+        self._version = version  # last: if this was interrupted, the file is read again
         self._end_entry(lock)
         if self._durable:
             try:
@@ -241,17 +251,17 @@ class RunFile(LoggedRun):
 
     def _end_entry(self, lock: int) -> None:
         """Say in the lock file, too, that nothing is in hand of what the file was."""
-        held, self._held = self._held, {}
-        if held and (written := InHand(self._number + 1, 0, UNOWNED, {}).write(self._slots)) is not None:
-            at, line, slots = written
-            # it counts no more as it is: this is for the case that an older file is put in the place of this
-            with suppress(OSError):
-                os.lseek(lock, at, os.SEEK_SET)
-                _write_all(lock, memoryview(line), len(line))
-                self._number += 1
-                self._slots = slots
+        if self._ended or (written := InHand(self._number + 1, 0, UNOWNED, {}).write(self._slots)) is None:
+            return
+        at, line, slots = written
+        # it counts no more as it is: this is for the case that an older file is put in the place of this
+        with suppress(OSError):
+            os.lseek(lock, at, os.SEEK_SET)
+            _write_all(lock, memoryview(line), len(line))
+            self._number, self._ended = self._number + 1, True
+            self._slots = slots
 
-    def _rewrite(self, rows: Sequence[Row], ownership: Ownership, about: About) -> None:
+    def _rewrite(self, rows: Sequence[Row], ownership: Ownership, about: About, lock: int) -> None:
         """Write a whole run in the place of what is there."""
         first, *others = rows
         in_hand = [row for row in rows if row.record.status in _IN_HAND]
@@ -267,6 +277,7 @@ class RunFile(LoggedRun):
         ]
         text = b',\n'.join(elements)
         version = self._replace(len(b'[\n'), text)
+        self._end_entry(lock)
         self._load(b'[\n' + text + b'\n]\n')
         self._version = version
         if self._durable:
@@ -293,6 +304,17 @@ class RunFile(LoggedRun):
     # ---------------------------------------------------------------------------------------------- the file
 
     def _refresh_unlocked(self) -> None:
+        for _ in range(_GLANCES):
+            self._glance()
+            try:
+                if _Version.of(os.stat(self._path)) == self._version:
+                    return
+            except FileNotFoundError:
+                if self._version is None:
+                    return
+            # written between the reading of the one and of the other: what was in hand has ended
+
+    def _glance(self) -> None:
         try:
             lock = os.open(self._lock_name, os.O_RDONLY | _BINARY | _NOFOLLOW)
         except (FileNotFoundError, PermissionError):
@@ -306,7 +328,8 @@ class RunFile(LoggedRun):
     def _refresh(self, lock: int | None) -> None:
         """Read what is not at hand as it is.
 
-        The file first: what is in hand of a later one does not count.
+        The file first: what is in hand of a later one does not count, and what was in hand of it may have
+        ended since. So whoever does not hold the lock looks at the file once more, afterwards.
         """
         changed = self._refresh_file()
         slots = b''
@@ -323,8 +346,8 @@ class RunFile(LoggedRun):
         except FileNotFoundError:
             if self._version is None:
                 return False
-            self._version = None
             self._forget()
+            self._version = None
             return True
         if _Version.of(stat) == self._version:
             return False
@@ -340,9 +363,9 @@ class RunFile(LoggedRun):
         """Replace what is in hand by what the slots say."""
         self._set({seq: was for seq, (was, _) in self._held.items()}, self._filed)
         self._held = {}
-        self._slots = slots
         try:
-            self._number, in_hand = read_in_hand(slots, self.log.records, self._filed.fence)
+            entry = read_entry(slots)
+            in_hand = entry.in_hand(self.log.records, self._filed.fence)
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as exc:
             self._version = None  # so that the next use looks again
             self._forget()
@@ -353,6 +376,8 @@ class RunFile(LoggedRun):
         if in_hand is not None:
             self._held = dict(in_hand.held)
             self._set({seq: record for seq, (_, record) in self._held.items()}, in_hand.ownership)
+        self._number, self._ended = entry.number, not entry.rows
+        self._slots = slots  # last: see `_note`
 
     def _set(self, records: dict[int, StepRecord], ownership: Ownership) -> None:
         self.log.accept(Applied(records, [], ownership, Receipt()))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, cast
 
 from .calls import Calling, call
 from .commit import About, Row, StepRecord
@@ -205,7 +205,11 @@ class Store(ABC):
             limit: How many at most.
             after: The last run of the page before, or its id; for the next page.
         """
-        statuses = None if status is None else frozenset([status] if isinstance(status, str) else status)
+        statuses = None
+        if status is not None:
+            # a type checker takes a text for a collection of texts, too
+            names = (status,) if isinstance(status, str) else tuple(status)
+            statuses = frozenset(cast('tuple[SnapshotStatus, ...]', names))
         query = RunQuery(
             statuses=statuses,
             graph=graph,
