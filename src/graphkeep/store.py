@@ -24,7 +24,7 @@ from .errors import (
 from .jsonrun import dump_run, parse_run
 from .names import check_run_id, check_tags
 from .offload import submit
-from .runinfo import Pruned, RunInfo, RunQuery
+from .runinfo import Pruned, RunInfo, RunQuery, check_statuses
 from .status import SnapshotStatus
 from .stored import LOCK_TIMEOUT, StoredStatePersistence
 
@@ -204,14 +204,16 @@ class Store(ABC):
             updated_before: Before when they were last changed (aware).
             limit: How many at most.
             after: The last run of the page before, or its id; for the next page.
+
+        Raises:
+            ValueError: if a condition is none that a run could meet.
         """
-        statuses = None if status is None else frozenset([status] if isinstance(status, str) else status)
         query = RunQuery(
-            statuses=statuses,
+            statuses=check_statuses(status),
             graph=graph,
             tag=tag,
             updated_before=updated_before,
-            after=after.id if isinstance(after, RunInfo) else after or '',
+            after=after.id if isinstance(after, RunInfo) else '' if after is None else after,
             limit=limit,
         )
         return await self._call(partial(self._list, query))
