@@ -132,7 +132,7 @@ class Commitment(_Write):
                 take = claims.owner
         self._in_hand = in_hand
         give_up = not in_hand and (claims.fence is not None or take is not None)
-        return self._commit.by(Writer(claims.fence, take, claims.lease, give_up))
+        return self._commit.by(Writer(claims.fence, take, claims.lease, give_up, claims.owner.id))
 
     def settle(self, receipt: Receipt) -> None:
         """Know what is in hand now."""
@@ -151,7 +151,7 @@ class _Renewal(_Write):
         claims = self._claims
         if claims.fence is None:
             raise _NothingInHandError
-        return Commit(writer=Writer(claims.fence, claims.owner, claims.lease))
+        return Commit(writer=Writer(claims.fence, claims.owner, claims.lease, holder=claims.owner.id))
 
 
 class _NothingInHandError(Exception):

@@ -238,6 +238,9 @@ class Writer:
     """How long the run is taken, or its lease renewed, for; in seconds from now."""
     give_up: bool = False
     """Give the run up, so that it is free for anybody."""
+    holder: str | None = None
+    """The id of the owner that the writer is. A run that was deleted and stored anew has its fence from the
+    beginning again, so the number alone would not tell its owner from one of the run before."""
 
 
 ANYBODY: Final = Writer()
@@ -322,8 +325,9 @@ def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> O
     """
     writer, fence = commit.writer, ownership.fence
     if writer.fence is not None:
-        if writer.fence != fence or ownership.owner is None:
-            raise OwnershipLostError(run_id, ownership.owner)
+        owner = ownership.owner
+        if writer.fence != fence or owner is None or writer.holder not in (None, owner.id):
+            raise OwnershipLostError(run_id, owner)
     elif not ownership.is_free(now):
         raise RunOwnedError(run_id, ownership.owner, ownership.expires)
     elif writer.take is not None:
