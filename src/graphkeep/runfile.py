@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from time import perf_counter
 from typing import Final, NamedTuple
@@ -124,16 +125,19 @@ class RunFile(LoggedRun):
             self._rewrite(rows, UNOWNED, about)
             return True
 
-    def delete(self) -> bool:
-        """Delete the files; return whether there was a run."""
+    def delete(self, ended_before: datetime | None) -> bool:
+        """Delete the files, if the run ended before this moment; return whether there was a run."""
         with self._mutex, self._reporting('delete'), self._lock() as lock:
             try:
                 self._refresh(lock)
-                there = self._may_be_deleted()
+                there = self._may_be_deleted(ended_before)
             except CorruptSnapshotError:
-                there = True
-            with suppress(FileNotFoundError):
-                os.unlink(self._path)
+                there = ended_before is None
+            if not there and ended_before is not None:
+                return False
+            for name in (self._path, self._temporary):
+                with suppress(FileNotFoundError):
+                    os.unlink(name)
             os.unlink(self._lock_name)  # whoever waits for it finds out that it is not the one any more
             self._version = None
             self._forget()
@@ -144,7 +148,8 @@ class RunFile(LoggedRun):
         with self._mutex, self._reporting('write'), self._lock() as lock:
             self._refresh(lock)
             if passed := self.log.passed(before):
-                self._rewrite(self._rows()[passed:], self.log.ownership, self.log.about)
+                others = [self._content(i)[1] for i in range(passed, len(self.log.records))]
+                self._rewrite(self._rows()[passed:], self.log.ownership, self.log.about, others)
             return passed
 
     def body(self, index: int) -> Body:
@@ -234,9 +239,10 @@ class RunFile(LoggedRun):
             except OSError as exc:
                 raise StorageError(str(self._given), 'make durable', exc, receipt=applied.receipt) from exc
 
-    def _rewrite(self, rows: Sequence[Row], ownership: Ownership, about: About) -> None:
-        """Write a whole run in the place of what is there."""
-        first, *others = rows
+    def _rewrite(
+        self, rows: Sequence[Row], ownership: Ownership, about: About, others: Sequence[bytes] = ()
+    ) -> None:
+        """Write a whole run in the place of what is there, with what `others` adds to each snapshot."""
         in_hand = [row for row in rows if row.record.status in _IN_HAND]
         owned = (in_hand or [rows[-1]])[-1]
         elements = [
@@ -244,9 +250,10 @@ class RunFile(LoggedRun):
                 row.record,
                 row.body,
                 ownership if row is owned else UNOWNED,
-                about=about if row is first else None,
+                more,
+                about if row is rows[0] else None,
             )
-            for row in (first, *others)
+            for row, more in zip(rows, others or repeat(b''), strict=False)
         ]
         text = b',\n'.join(elements)
         version = self._replace(len(b'[\n'), text)
@@ -312,9 +319,12 @@ class RunFile(LoggedRun):
             return True
         if _Version.of(stat) == self._version:
             return False
-        with open(self._path, 'rb') as file:
-            version = _Version.of(os.fstat(file.fileno()))
-            data = file.read()
+        try:
+            with open(self._path, 'rb') as file:
+                version = _Version.of(os.fstat(file.fileno()))
+                data = file.read()
+        except FileNotFoundError:
+            return self._refresh_file()  # it was deleted this very moment
         self._load(data)
         self._version = version
         return True

@@ -57,6 +57,10 @@ class RunInfo:
     resumable: bool
     """Whether anybody may go on with it now: it waits, or whoever had it in hand is gone."""
 
+    def ended_before(self, moment: datetime) -> bool:
+        """Whether the run has ended, before this moment."""
+        return self.status == 'success' and self.updated is not None and self.updated < moment
+
 
 class Pruned(NamedTuple):
     """What `Store.prune` has deleted."""
@@ -177,6 +181,7 @@ def describe(
     newest = records[-1]
     open_ = [record for record in records if record.status in ('pending', 'running')]
     status = run_status(newest, open_)
+    free = ownership.is_free(now)
     moments = [about.created, *(last_change(record) for record in records[-2:]), *map(last_change, open_)]
     return RunInfo(
         id=run_id,
@@ -190,8 +195,7 @@ def describe(
         error=newest.error,
         tags=about.tags,
         parent=about.parent,
-        resumable=status == 'created'
-        or (bool(open_) and ownership.owner is not None and ownership.is_free(now)),
+        resumable=free and (status == 'created' or (bool(open_) and ownership.owner is not None)),
     )
 
 
@@ -217,4 +221,7 @@ def last_change(record: StepRecord) -> datetime | None:
     """Return when the latest attempt at a snapshot began or, if it ended, when that was."""
     if record.start_ts is None or record.duration is None:
         return record.start_ts
-    return record.start_ts + timedelta(seconds=record.duration)
+    try:
+        return record.start_ts + timedelta(seconds=record.duration)
+    except (OverflowError, ValueError):  # a file may say that it took infinitely long, or until after 9999
+        return record.start_ts
