@@ -184,7 +184,11 @@ class StatePersistence(
             tail = await self._tail()
             row = next((row for row in tail.open if row.record.id == offered), None)
             if row is not None:
-                return self._thaw_node(row)
+                try:
+                    return self._thaw_node(row)
+                except Exception:
+                    await self.release()
+                    raise
         row, snapshot = await self._claim(self._thaw_node)
         if snapshot is not None:
             snapshot.status = 'pending'
@@ -319,10 +323,11 @@ class StatePersistence(
             RunOwnedError: if the owner lives, as far as can be known.
         """
         await self._flush()
-        tail = await self._tail()
-        if tail.open:
-            _deliver(await self._commit(Commit(changes=[self._recovery(row) for row in tail.open])))
-        return len(tail.open)
+        while abandoned := (await self._tail()).open:
+            with suppress(SnapshotStatusError):  # somebody else was faster: see what is left
+                _deliver(await self._commit(Commit(changes=[self._recovery(row) for row in abandoned])))
+                return len(abandoned)
+        return 0
 
     async def retry(self) -> None:
         """Set the failed snapshot at which the run stopped back to `created`, with the state from before it.
