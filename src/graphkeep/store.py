@@ -236,9 +236,8 @@ class Store(ABC):
             The persistence of a run that nobody else gets, or `None` if there is none now.
         """
         query = RunQuery(graph=graph, tag=tag, resumable=True, limit=_CHOICE)
-        late = True
-        while late and (found := await self._call(partial(self._list, query))):
-            late = False
+        tried: set[str] = set()
+        while found := await self._call(partial(self._list, query)):
             random.shuffle(found)
             for info in found:
                 persistence = self.run(info.id)
@@ -246,7 +245,10 @@ class Store(ABC):
                     if await persistence.claim() is not None:
                         return persistence
                 except (RunOwnedError, SnapshotStatusError, UnknownSnapshotError):
-                    late = True  # somebody else was faster
+                    continue  # somebody else was faster
+            if tried.issuperset(info.id for info in found):
+                return None  # the same ones twice: others are always faster, or these only look resumable
+            tried.update(info.id for info in found)
         return None
 
     async def recover_all(self) -> int:

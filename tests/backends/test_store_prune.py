@@ -62,7 +62,7 @@ async def test_only_what_has_ended(store: Store, clock: Clock, only_finished: bo
     infos = {run.id: run for run in await store.runs()}
     clock.forward(seconds=20)  # the leases go on
     pruned = await store.prune(older_than=timedelta(seconds=10), only_finished=only_finished)
-    # what comes next and the newest step that was begun are kept: in two of the four they are one and the same
+    # what comes next and the newest step that was begun are kept: in two of the four these are one
     assert pruned == Pruned(1, 0 if only_finished else 2)
     assert await nowhere(store, 'success')
     for status in ('created', 'pending', 'running', 'error'):
@@ -154,7 +154,7 @@ async def test_another_run_by_now(store: Store, clock: Clock, monkeypatch: pytes
     assert await finish(store.run('run')) == ANSWER
 
 
-# ------------------------------------------------------------------------- what unfinished runs have gone past
+# ------------------------------------------------------------------------ what unfinished runs have gone past
 
 
 @pytest.mark.both_backends
