@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import Final, NamedTuple
 
 from filelock import lock_descriptor, unlock_descriptor
@@ -23,13 +23,18 @@ from .inhand import AT, LENGTH, InHand, read_in_hand
 from .jsonrun import parse_body, parse_run, render
 from .runinfo import RunInfo
 
-__all__ = ('RunFile',)
+__all__ = ('Mark', 'RunFile')
+
+Mark = tuple[int, ...]
+"""Tells whether anything was written between two looks at a run."""
 
 _MODE: Final = 0o600
 _PROMPT: Final = 0.001
 # seconds: what is quicker is not worth a switch of threads, which costs about a tenth of it
 _LATER: Final = (1_000, 1_000_000, 2_000_000_000)
 # nanoseconds: as finely as file systems tell time, or do not
+_TICK: Final = 100_000_000
+# nanoseconds: two writes that are further apart have different times on any file system
 _BINARY: Final = getattr(os, 'O_BINARY', 0)
 _NOFOLLOW: Final = getattr(os, 'O_NOFOLLOW', 0)
 _IN_HAND: Final = frozenset({'pending', 'running'})
@@ -105,6 +110,16 @@ class RunFile(LoggedRun):
         with self._mutex, self._timed(), self._reporting('read'):
             self._refresh_unlocked()
             return self._rows()
+
+    def mark(self) -> Mark | None:
+        """Return what differs after every write, `None` if that is not certain of the next one yet."""
+        with self._reporting('read'), self._lock_file() as lock:
+            try:
+                stat = os.stat(self._path)
+            except FileNotFoundError:
+                return None
+            settled = time_ns() - max(stat.st_ctime_ns, stat.st_mtime_ns) > _TICK
+            return (*_Version.of(stat), stat.st_ctime_ns, hash(_read_slots(lock))) if settled else None
 
     def look(self) -> RunInfo | None:
         """Return what is known of the whole run, `None` if nothing is stored of it."""
@@ -283,13 +298,19 @@ class RunFile(LoggedRun):
     # ---------------------------------------------------------------------------------------------- the file
 
     def _refresh_unlocked(self) -> None:
+        with self._lock_file() as lock:
+            self._refresh(lock)
+
+    @contextmanager
+    def _lock_file(self) -> Generator[int | None]:
+        """Open the lock file for reading; `None` if there is none."""
         try:
             lock = os.open(self._lock_name, os.O_RDONLY | _BINARY | _NOFOLLOW)
         except FileNotFoundError:
-            self._refresh(None)
+            yield None
             return
         try:
-            self._refresh(lock)
+            yield lock
         finally:
             os.close(lock)
 
@@ -300,10 +321,7 @@ class RunFile(LoggedRun):
         the lock is how the run was at one moment.
         """
         changed = self._refresh_file()
-        slots = b''
-        if lock is not None:
-            os.lseek(lock, AT, os.SEEK_SET)
-            slots = os.read(lock, LENGTH)
+        slots = _read_slots(lock)
         if changed or slots != self._slots:
             self._take_in_hand(slots)
 
@@ -444,6 +462,13 @@ def _write_all(fd: int, data: memoryview, end: int) -> None:
             at:end
         ] as rest:  # released even if an error keeps this frame, so that the text can go on growing
             at += os.write(fd, rest)
+
+
+def _read_slots(lock: int | None) -> bytes:
+    if lock is None:
+        return b''
+    os.lseek(lock, AT, os.SEEK_SET)
+    return os.read(lock, LENGTH)
 
 
 def _stat(path: str) -> os.stat_result:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, get_args
 
@@ -56,6 +56,13 @@ class RunInfo:
     """The run that it was forked from, and the number of the snapshot that it begins at."""
     resumable: bool
     """Whether anybody may go on with it now: it waits, or whoever had it in hand is gone."""
+
+    def at(self, now: datetime) -> RunInfo:
+        """Return what is known of the run if nothing was written to it up to now."""
+        if self.status == 'success' or self.owner is None:
+            return self
+        resumable = _is_resumable(self.status, Ownership(0, self.owner, self.expires), now)
+        return self if resumable == self.resumable else replace(self, resumable=resumable)
 
     def ended_before(self, moment: datetime) -> bool:
         """Whether the run has ended, before this moment."""
@@ -181,7 +188,6 @@ def describe(
     newest = records[-1]
     open_ = [record for record in records if record.status in ('pending', 'running')]
     status = run_status(newest, open_)
-    free = ownership.is_free(now)
     moments = [about.created, *(last_change(record) for record in records[-2:]), *map(last_change, open_)]
     return RunInfo(
         id=run_id,
@@ -195,8 +201,13 @@ def describe(
         error=newest.error,
         tags=about.tags,
         parent=about.parent,
-        resumable=free and (status == 'created' or (bool(open_) and ownership.owner is not None)),
+        resumable=_is_resumable(status, ownership, now),
     )
+
+
+def _is_resumable(status: SnapshotStatus, ownership: Ownership, now: datetime) -> bool:
+    left = status in ('pending', 'running') and ownership.owner is not None
+    return (status == 'created' or left) and ownership.is_free(now)
 
 
 def damaged(run_id: str, exc: GraphkeepError) -> RunInfo:

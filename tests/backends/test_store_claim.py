@@ -54,12 +54,12 @@ STATUSES: tuple[SnapshotStatus, ...] = get_args(SnapshotStatus)
 WORKERS, RUNS = 16, 200
 
 
-async def fill(store: Store) -> list[str]:
+async def fill(store: Store, runs: int) -> list[str]:
     """Store as many runs as there are to be claimed."""
     await begin(store, 'model', steps=1)
     data = await store.export('model')
     await store.delete('model')
-    run_ids = [f'{number:03}' for number in range(RUNS)]
+    run_ids = [f'{number:03}' for number in range(runs)]
     for run_id in run_ids:
         await store.import_run(data, run_id=run_id)
     return run_ids
@@ -143,7 +143,7 @@ async def test_longest_unchanged_first(store: Store, clock: Clock):
 
 async def test_many_tasks(store: Store):
     """However many tasks claim at once, each run is handed out once."""
-    run_ids = await fill(store)
+    run_ids = await fill(store, RUNS)
     claimed: list[Persistence] = []
 
     async def work() -> None:
@@ -161,7 +161,7 @@ async def test_many_tasks(store: Store):
 def test_many_threads(tmp_path: Path, name: str):
     """However many threads share the work, every run comes to its end and every node is run once."""
     store = STORES[name](tmp_path, Clock())
-    run_ids = anyio.run(fill, store)
+    run_ids = anyio.run(fill, store, RUNS // 4)
     ran: list[tuple[str, int]] = []
     with ThreadPoolExecutor(WORKERS) as threads:
         list(threads.map(partial(anyio.run, finish_all), [store] * WORKERS, [ran] * WORKERS))
@@ -308,7 +308,7 @@ async def test_lost(store: Store, clock: Clock):
 @pytest.mark.both_backends
 async def test_cancelled(store: Store):
     """A worker that is cancelled wherever it is leaves nothing in hand."""
-    await fill_a_few(store)
+    await fill(store, 5)
     for checkpoint in range(30):
         with anyio.CancelScope() as scope:
             left = checkpoint
@@ -325,12 +325,6 @@ async def test_cancelled(store: Store):
                 await finish(run, deps=count_down)
         assert await store.runs(status=['pending', 'running']) == []
     assert {run.status for run in await store.runs()} <= {'created', 'success'}
-
-
-async def fill_a_few(store: Store) -> None:
-    """Store some runs."""
-    for number in range(5):
-        await begin(store, str(number))
 
 
 # ------------------------------------------------------------------------------------- what stands in the way
