@@ -111,7 +111,8 @@ class Store(ABC):
     ) -> StoredStatePersistence[Any, Any]:
         """Make a new run that begins like this one, and goes on by itself from one of its snapshots.
 
-        The new run has its own copy of everything up to that snapshot, which is to be run again there.
+        The new run has its own copy of everything up to that snapshot, which is to be run again there, unless
+        it is the end.
         Whatever becomes of the old run does not touch it. The run it came from is on record as its `parent`.
 
         Args:
@@ -283,7 +284,7 @@ class Store(ABC):
             older_than: How long ago the run ended, or before when (aware).
             keep_last: How many of the finished runs to keep whatever their age: the newest ones.
             only_finished: Otherwise unfinished runs, too, lose those of their snapshots that they have gone
-                past and that ended so long ago.
+                past and that ended so long ago. What comes next and the newest step that was begun stay.
 
         Returns:
             How much was deleted.
