@@ -323,11 +323,16 @@ class StatePersistence(
             RunOwnedError: if the owner lives, as far as can be known.
         """
         await self._flush()
-        while abandoned := (await self._tail()).open:
-            with suppress(SnapshotStatusError):  # somebody else was faster: see what is left
+        abandoned = (await self._tail()).open
+        while abandoned:
+            try:
                 _deliver(await self._commit(Commit(changes=[self._recovery(row) for row in abandoned])))
-                return len(abandoned)
-        return 0
+                break
+            except SnapshotStatusError:
+                tried, abandoned = abandoned, (await self._tail()).open
+                if abandoned == tried:
+                    raise  # it was not that somebody else was faster
+        return len(abandoned)
 
     async def retry(self) -> None:
         """Set the failed snapshot at which the run stopped back to `created`, with the state from before it.

@@ -327,6 +327,28 @@ async def test_cancelled(store: Store):
     assert {run.status for run in await store.runs()} <= {'created', 'success'}
 
 
+@pytest.mark.both_backends
+async def test_cancelled_while_it_claims(store: Store):
+    """Who is cancelled while it claims has the run or does not; no run is in the hands of nobody."""
+    await fill(store, 3)
+    for patience in range(25):
+        got: list[Persistence] = []
+
+        async def claim(got: list[Persistence] = got) -> None:
+            run = await store.claim()
+            assert run is not None
+            got.append(run)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(claim)
+            for _ in range(patience):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        assert [run.id for run in await store.runs(status='pending')] == [run.run_id for run in got]
+        for run in got:
+            await run.release()
+
+
 # ------------------------------------------------------------------------------------- what stands in the way
 
 

@@ -17,6 +17,7 @@ from graphkeep import (
     RunExistsError,
     RunFailedError,
     SnapshotStatus,
+    SnapshotStatusError,
     Store,
 )
 from graphkeep._host import HAS_RUNNER
@@ -370,3 +371,17 @@ async def test_a_run_of_another_graph(shelf: Shelf):
     with pytest.raises(CorruptSnapshotError):
         await holder.load_next()
     assert (await info(store, 'run')).resumable
+
+
+async def test_a_running_node_whose_id_recurs(store: Store, tmp_path: Path):
+    """A file in which a node left running has the id of a newer one is not recovered, but can be imported."""
+    running, waiting = of_one('running', 'created')
+    data = json.dumps([running, {**waiting, 'id': running['id']}])
+    path = tmp_path / 'theirs.json'
+    path.write_text(data)
+    one: Any = FileStatePersistence(path)
+    with pytest.raises(SnapshotStatusError):
+        await one.recover()
+    await store.import_run(data, run_id='run')
+    assert await statuses(store, 'run') == ['created', 'created']
+    assert await store.recover('run') == 0
