@@ -287,12 +287,14 @@ class LoggedRun(RunBackend):
             describe(self.run_id, log.about, log.records, log.ownership, self.clock()) if log.last else None
         )
 
-    def _may_be_deleted(self) -> bool:
-        """Whether there is a run, or refuse because of who has it in hand."""
-        ownership = self.log.ownership
+    def _may_be_deleted(self, ended_before: datetime | None) -> bool:
+        """Whether there is such a run, or refuse because of who has it in hand."""
+        info, ownership = self.info(), self.log.ownership
+        if info is None or (ended_before is not None and not info.ended_before(ended_before)):
+            return False
         if not ownership.is_free(self.clock()):
             raise RunOwnedError(self.run_id, ownership.owner, ownership.expires)
-        return self.log.last > 0
+        return True
 
     def _tail(self) -> Tail:
         row = self._row

@@ -236,8 +236,8 @@ class Writer(NamedTuple):
     give_up: bool = False
     """Give the run up, so that it is free for anybody."""
     holder: str | None = None
-    """The id of the owner for whom the writer has the run, where that is to be compared too: a storage of
-    which a part was deleted may give a number twice."""
+    """The id of the owner that the writer is. A run of which a part was deleted, or that was stored anew, may
+    have had its fence before, so the number alone would not tell one owner from another."""
 
 
 ANYBODY: Final = Writer()
@@ -324,7 +324,7 @@ def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> O
     if writer.fence is not None:
         owner = ownership.owner
         if writer.fence != fence or owner is None or writer.holder not in (None, owner.id):
-            raise OwnershipLostError(run_id, ownership.owner)
+            raise OwnershipLostError(run_id, owner)
     elif not ownership.is_free(now):
         raise RunOwnedError(run_id, ownership.owner, ownership.expires)
     elif writer.take is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from ._host import RunEndT, StateT
 from .commit import About, Row
 from .errors import CorruptSnapshotError, InvalidRunIdError, StorageError
 from .names import check_run_id
-from .runfile import RunFile
+from .runfile import Mark, RunFile
 from .runinfo import RunInfo, RunQuery, damaged
 from .snapshots import now_utc
 from .store import Store
@@ -33,6 +34,8 @@ Durability = Literal['normal', 'full']
   a loss of power ends what they are about, and may take the attempt off the record.
 """
 
+_OF_ONE_FILE: Final = (errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.EPERM)
+# what is wrong with one file, and not with the directory or this process
 _SUFFIX: Final = '.json'
 _MAX_NAME: Final = 240  # bytes, of the 255 that file systems allow, so that the lock's name fits as well
 
@@ -162,6 +165,7 @@ class FileStore(Store):
             'verify': verify,
             'clock': clock,
         }
+        self._seen: dict[str, tuple[Mark, RunInfo]] = {}  # when runs were last listed
         self._open('check', ())  # the options are wrong here, not where the first run is asked for
 
     def path(self, run_id: str) -> Path:
@@ -188,18 +192,39 @@ class FileStore(Store):
 
     def _list(self, query: RunQuery) -> list[RunInfo]:
         infos: list[RunInfo] = []
+        seen: dict[str, tuple[Mark, RunInfo]] = {}
         for run_id in self._run_ids():
             try:
-                info = self._file(run_id).look()
+                info = self._look(run_id, seen)
             except CorruptSnapshotError as exc:
+                info = damaged(run_id, exc)
+            except StorageError as exc:
+                if exc.errno not in _OF_ONE_FILE:
+                    raise
                 info = damaged(run_id, exc)
             if info is not None:
                 infos.append(info)
+        self._seen = seen
         return query.select(infos)
+
+    def _look(self, run_id: str, seen: dict[str, tuple[Mark, RunInfo]]) -> RunInfo | None:
+        """Return what is known of a run, read anew only if it was written since; note what was `seen`."""
+        file = self._file(run_id)
+        mark = file.mark()  # before it is read: what is written meanwhile is seen the next time
+        known = self._seen.get(run_id)
+        if known is not None and known[0] == mark:
+            seen[run_id] = known
+            return known[1].at(self.clock())
+        info = file.look()
+        if mark is not None and info is not None:
+            seen[run_id] = mark, info
+        return info
 
     def _run_ids(self) -> list[str]:
         try:
-            names = os.listdir(self.directory)
+            with os.scandir(self.directory) as entries:
+                # no pipes: they would be waited for
+                names = [e.name for e in entries if e.is_file(follow_symlinks=False) or e.is_symlink()]
         except FileNotFoundError:
             return []
         except OSError as exc:
@@ -219,9 +244,8 @@ class FileStore(Store):
     def _insert(self, run_id: str, rows: Sequence[Row], about: About) -> bool:
         return self._file(run_id).insert(rows, about)
 
-    def _delete(self, run_id: str) -> bool:
-        file = self._file(run_id)
-        return self.path(run_id).exists() and file.delete()
+    def _delete(self, run_id: str, ended_before: datetime | None = None) -> bool:
+        return self.path(run_id).exists() and self._file(run_id).delete(ended_before)
 
     def _trim(self, run_id: str, before: datetime) -> int:
-        return self._file(run_id).trim(before)
+        return self._file(run_id).trim(before) if self.path(run_id).exists() else 0

@@ -19,6 +19,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from .codec import Body
 from .commit import NAMELESS, UNOWNED, About, Attempt, Owner, Ownership, Row, StepError, StepRecord
 from .errors import CorruptSnapshotError
+from .names import check_run_id, check_tags
 from .status import SnapshotStatus
 
 __all__ = (
@@ -44,6 +45,7 @@ _KNOWN: Final = frozenset(
 )
 _OWNER_FIELDS: Final = tuple(field.name for field in fields(Owner))
 _STATUSES: Final = frozenset(get_args(SnapshotStatus))
+_MANY: Final = 2**53  # beyond it a float is not exact
 _WHITESPACE: Final = re.compile(r'[ \t\n\r]*')
 # integers as floats: ours are small, and those of the states, however long, are not looked at
 _DECODER: Final = json.JSONDecoder(parse_int=float)
@@ -128,7 +130,8 @@ def dump_run(rows: Iterable[Row], about: About | None = None, *, indent: int | N
     compact = b'[' + b','.join(elements) + b']'
     if indent is None:
         return compact
-    return json.dumps(json.loads(compact), indent=indent, ensure_ascii=False).encode()
+    text = json.dumps(json.loads(compact), indent=indent, ensure_ascii=False)
+    return text.encode(errors='backslashreplace')  # a lone surrogate is written as JSON escapes it
 
 
 def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:
@@ -316,14 +319,14 @@ def _read_about(values: Mapping[str, Any], about: list[About], place: str) -> in
     """Add what the first snapshot tells of the run, and return that snapshot's number."""
     try:
         ours = cast('dict[str, Any]', values.get(_OURS) or {})
-        parent = ours.get('parent')
-        graph, tags = ours.get('graph'), tuple(ours.get('tags', ()))
-        if not all(isinstance(text, str) for text in (graph or '', *tags)):
-            raise ValueError('the graph or a tag is no text')
-        about.append(
-            About(graph, tags, _moment(ours.get('created')), parent and (str(parent[0]), int(parent[1])))
-        )
-        return max(int(ours.get('seq', 1)), 1)
+        graph, parent = ours.get('graph'), ours.get('parent')
+        if not isinstance(graph, str | None):
+            raise ValueError(f'graph {graph!r}')  # noqa: TRY004 -- as all that is wrong here
+        if parent is not None:
+            run_id, seq = parent
+            parent = check_run_id(run_id), _number(seq, 1)
+        about.append(About(graph, check_tags(ours.get('tags', ())), _moment(ours.get('created')), parent))
+        return _number(ours.get('seq', 1.0), 1)
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as exc:
         raise CorruptSnapshotError(place, f'has a member that cannot be read: {exc!r}. {_ADVICE}') from exc
 
@@ -371,7 +374,7 @@ def read_step(values: Mapping[str, Any], node_id: str, seq: int) -> StepRecord:
         seq=seq,
         start_ts=started,
         duration=None if duration is None else float(duration),
-        attempt=int(ours.get('attempt', started is not None)),
+        attempt=_number(ours['attempt'], 0) if 'attempt' in ours else int(started is not None),
         attempts=tuple(_read_attempt(attempt) for attempt in ours.get('attempts', ())),
     )
     owner = ours.get('owner')
@@ -402,7 +405,7 @@ def read_ownership(values: Mapping[str, Any]) -> Ownership:
         return UNOWNED
     held_by = ours.get('held_by')
     return Ownership(
-        int(ours['fence']), _read_owner(held_by) if held_by else None, _moment(ours.get('expires'))
+        _number(ours['fence'], 0), _read_owner(held_by) if held_by else None, _moment(ours.get('expires'))
     )
 
 
@@ -412,6 +415,13 @@ def _read_owner(values: Mapping[str, Any]) -> Owner:
     if not 0 < pid < 2**31 or not all(isinstance(text, str) for text in texts):
         raise ValueError(f'owner {values!r}')
     return Owner(texts[0], texts[1], pid, texts[2], texts[3])
+
+
+def _number(value: object, least: int) -> int:
+    """Return a count, which the decoder has read as a float."""
+    if not isinstance(value, float | int) or not least <= value < _MANY or value != int(value):
+        raise ValueError(f'{value!r} where a number from {least} on was expected')
+    return int(value)
 
 
 def _moment(value: str | None) -> datetime | None:

@@ -323,14 +323,13 @@ class MemoryStore(Store):
         return query.select(info for info in infos if info is not None)
 
     def _rows(self, run_id: str) -> tuple[list[Row], About]:
-        run = self._run(run_id)
-        return run.rows(), run.log.about
+        return self._run(run_id).everything()
 
     def _insert(self, run_id: str, rows: Sequence[Row], about: About) -> bool:
         return self._run(run_id).insert(rows, about)
 
-    def _delete(self, run_id: str) -> bool:
-        return self._run(run_id).delete()
+    def _delete(self, run_id: str, ended_before: datetime | None = None) -> bool:
+        return self._run(run_id).delete(ended_before)
 
     def _trim(self, run_id: str, before: datetime) -> int:
         return self._run(run_id).trim(before)
@@ -370,6 +369,11 @@ class _MemoryRun(LoggedRun):
         with self._lock:
             return self._rows()
 
+    def everything(self) -> tuple[list[Row], About]:
+        """Return every row, oldest first, and what else is known of the run."""
+        with self._lock:
+            return self._rows(), self.log.about
+
     def look(self) -> RunInfo | None:
         """Return what is known of the whole run, `None` if nothing is stored of it."""
         with self._lock:
@@ -383,11 +387,11 @@ class _MemoryRun(LoggedRun):
             self._replace(rows, about)
             return True
 
-    def delete(self) -> bool:
-        """Delete everything; return whether there was anything."""
+    def delete(self, ended_before: datetime | None) -> bool:
+        """Delete everything, if it ended before this moment; return whether there was anything."""
         with self._lock:
-            there = self._may_be_deleted()
-            self._replace((), NAMELESS)
+            if there := self._may_be_deleted(ended_before):
+                self._replace((), NAMELESS)
             return there
 
     def trim(self, before: datetime) -> int:

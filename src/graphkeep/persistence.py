@@ -147,7 +147,8 @@ class StatePersistence(
         Raises:
             UnfaithfulSnapshotError: as `snapshot_node`.
         """
-        await self._append(cast('Snapshot[StateT, RunEndT]', EndSnapshot(state=state, result=end)))
+        snapshot = EndSnapshot(state=state, result=end, ts=self._now())
+        await self._append(cast('Snapshot[StateT, RunEndT]', snapshot))
 
     def record_run(self, snapshot_id: str) -> AbstractAsyncContextManager[None]:
         """Record the run of a node: `running`, then `success`, `error`, or `created` if interrupted.
@@ -183,7 +184,11 @@ class StatePersistence(
             tail = await self._tail()
             row = next((row for row in tail.open if row.record.id == offered), None)
             if row is not None:
-                return self._thaw_node(row)
+                try:
+                    return self._thaw_node(row)
+                except Exception:
+                    await self.release()
+                    raise
         row, snapshot = await self._claim(self._thaw_node)
         if snapshot is not None:
             snapshot.status = 'pending'
@@ -318,10 +323,16 @@ class StatePersistence(
             RunOwnedError: if the owner lives, as far as can be known.
         """
         await self._flush()
-        tail = await self._tail()
-        if tail.open:
-            _deliver(await self._commit(Commit(changes=[self._recovery(row) for row in tail.open])))
-        return len(tail.open)
+        abandoned = (await self._tail()).open
+        while abandoned:
+            try:
+                _deliver(await self._commit(Commit(changes=[self._recovery(row) for row in abandoned])))
+                break
+            except SnapshotStatusError:
+                tried, abandoned = abandoned, (await self._tail()).open
+                if abandoned == tried:
+                    raise  # it was not that somebody else was faster
+        return len(abandoned)
 
     async def retry(self) -> None:
         """Set the failed snapshot at which the run stopped back to `created`, with the state from before it.

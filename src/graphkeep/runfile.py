@@ -8,8 +8,9 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import Final, NamedTuple
 
 from filelock import lock_descriptor, unlock_descriptor
@@ -22,13 +23,18 @@ from .inhand import AT, LENGTH, InHand, read_entry
 from .jsonrun import parse_body, parse_run, render
 from .runinfo import RunInfo
 
-__all__ = ('RunFile',)
+__all__ = ('Mark', 'RunFile')
+
+Mark = tuple[int, ...]
+"""Tells whether anything was written between two looks at a run."""
 
 _MODE: Final = 0o600
 _PROMPT: Final = 0.001
 # seconds: what is quicker is not worth a switch of threads, which costs about a tenth of it
 _LATER: Final = (1_000, 1_000_000, 2_000_000_000)
 # nanoseconds: as finely as file systems tell time, or do not
+_TICK: Final = 100_000_000
+# nanoseconds: two writes that are further apart have different times on any file system
 _BINARY: Final = getattr(os, 'O_BINARY', 0)
 _NOFOLLOW: Final = getattr(os, 'O_NOFOLLOW', 0)
 _GLANCES: Final = 3
@@ -112,6 +118,16 @@ class RunFile(LoggedRun):
             self._refresh_unlocked()
             return self._rows()
 
+    def mark(self) -> Mark | None:
+        """Return what differs after every write, `None` if that is not certain of the next one yet."""
+        with self._reporting('read'), self._lock_file() as lock:
+            try:
+                stat = os.stat(self._path)
+            except FileNotFoundError:
+                return None
+            settled = time_ns() - max(stat.st_ctime_ns, stat.st_mtime_ns) > _TICK
+            return (*_Version.of(stat), stat.st_ctime_ns, hash(_read_slots(lock))) if settled else None
+
     def look(self) -> RunInfo | None:
         """Return what is known of the whole run, `None` if nothing is stored of it."""
         with self._mutex, self._reporting('read'):
@@ -131,16 +147,19 @@ class RunFile(LoggedRun):
             self._rewrite(rows, UNOWNED, about, lock)
             return True
 
-    def delete(self) -> bool:
-        """Delete the files; return whether there was a run."""
+    def delete(self, ended_before: datetime | None) -> bool:
+        """Delete the files, if the run ended before this moment; return whether there was a run."""
         with self._mutex, self._reporting('delete'), self._lock() as lock:
             try:
                 self._refresh(lock)
-                there = self._may_be_deleted()
+                there = self._may_be_deleted(ended_before)
             except CorruptSnapshotError:
-                there = True
-            with suppress(FileNotFoundError):
-                os.unlink(self._path)
+                there = ended_before is None
+            if not there and ended_before is not None:
+                return False
+            for name in (self._path, self._temporary):
+                with suppress(FileNotFoundError):
+                    os.unlink(name)
             os.unlink(self._lock_name)  # whoever waits for it finds out that it is not the one any more
             self._forget()
             self._version = None
@@ -151,7 +170,8 @@ class RunFile(LoggedRun):
         with self._mutex, self._reporting('write'), self._lock() as lock:
             self._refresh(lock)
             if passed := self.log.passed(before):
-                self._rewrite(self._rows()[passed:], self.log.ownership, self.log.about, lock)
+                others = [self._content(i)[1] for i in range(passed, len(self.log.records))]
+                self._rewrite(self._rows()[passed:], self.log.ownership, self.log.about, lock, others)
             return passed
 
     def body(self, index: int) -> Body:
@@ -261,9 +281,15 @@ class RunFile(LoggedRun):
             self._number, self._ended = self._number + 1, True
             self._slots = slots
 
-    def _rewrite(self, rows: Sequence[Row], ownership: Ownership, about: About, lock: int) -> None:
-        """Write a whole run in the place of what is there."""
-        first, *others = rows
+    def _rewrite(
+        self,
+        rows: Sequence[Row],
+        ownership: Ownership,
+        about: About,
+        lock: int,
+        others: Sequence[bytes] = (),
+    ) -> None:
+        """Write a whole run in the place of what is there, with what `others` adds to each snapshot."""
         in_hand = [row for row in rows if row.record.status in _IN_HAND]
         owned = (in_hand or [rows[-1]])[-1]
         elements = [
@@ -271,9 +297,10 @@ class RunFile(LoggedRun):
                 row.record,
                 row.body,
                 ownership if row is owned else UNOWNED,
-                about=about if row is first else None,
+                more,
+                about if row is rows[0] else None,
             )
-            for row in (first, *others)
+            for row, more in zip(rows, others or repeat(b''), strict=False)
         ]
         text = b',\n'.join(elements)
         version = self._replace(len(b'[\n'), text)
@@ -305,7 +332,8 @@ class RunFile(LoggedRun):
 
     def _refresh_unlocked(self) -> None:
         for _ in range(_GLANCES):
-            self._glance()
+            with self._lock_file() as lock:
+                self._refresh(lock)
             try:
                 if _Version.of(os.stat(self._path)) == self._version:
                     return
@@ -314,14 +342,16 @@ class RunFile(LoggedRun):
                     return
             # written between the reading of the one and of the other: what was in hand has ended
 
-    def _glance(self) -> None:
+    @contextmanager
+    def _lock_file(self) -> Generator[int | None]:
+        """Open the lock file for reading; `None` if there is none, or it is not for this user to read."""
         try:
             lock = os.open(self._lock_name, os.O_RDONLY | _BINARY | _NOFOLLOW)
         except (FileNotFoundError, PermissionError):
-            self._refresh(None)  # somebody who may only read the run's file is not told who has it in hand
+            yield None
             return
         try:
-            self._refresh(lock)
+            yield lock
         finally:
             os.close(lock)
 
@@ -332,10 +362,7 @@ class RunFile(LoggedRun):
         ended since. So whoever does not hold the lock looks at the file once more, afterwards.
         """
         changed = self._refresh_file()
-        slots = b''
-        if lock is not None:
-            os.lseek(lock, AT, os.SEEK_SET)
-            slots = os.read(lock, LENGTH)
+        slots = _read_slots(lock)
         if changed or slots != self._slots:
             self._take_in_hand(slots)
 
@@ -351,11 +378,14 @@ class RunFile(LoggedRun):
             return True
         if _Version.of(stat) == self._version:
             return False
-        with self._timed():
-            with open(self._path, 'rb') as file:
-                version = _Version.of(os.fstat(file.fileno()))
-                data = file.read()
-            self._load(data)
+        try:
+            with self._timed():
+                with open(self._path, 'rb') as file:
+                    version = _Version.of(os.fstat(file.fileno()))
+                    data = file.read()
+                self._load(data)
+        except FileNotFoundError:
+            return self._refresh_file()  # it was deleted this very moment
         self._version = version
         return True
 
@@ -478,6 +508,13 @@ def _write_all(fd: int, data: memoryview, end: int) -> None:
             at:end
         ] as rest:  # released even if an error keeps this frame, so that the text can go on growing
             at += os.write(fd, rest)
+
+
+def _read_slots(lock: int | None) -> bytes:
+    if lock is None:
+        return b''
+    os.lseek(lock, AT, os.SEEK_SET)
+    return os.read(lock, LENGTH)
 
 
 def _stat(path: str) -> os.stat_result:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from .commit import About, Ownership, StepError, StepRecord
 from .errors import GraphkeepError
@@ -13,7 +13,19 @@ from .names import check_tags
 from .owner import Owner
 from .status import SnapshotStatus
 
-__all__ = ('Pruned', 'RunInfo', 'RunQuery', 'damaged', 'describe', 'last_change', 'run_status')
+__all__ = (
+    'Pruned',
+    'RunInfo',
+    'RunQuery',
+    'check_moment',
+    'check_statuses',
+    'damaged',
+    'describe',
+    'is_count',
+    'is_resumable',
+    'last_change',
+    'run_status',
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +58,17 @@ class RunInfo:
     resumable: bool
     """Whether anybody may go on with it now: it waits, or whoever had it in hand is gone."""
 
+    def at(self, now: datetime) -> RunInfo:
+        """Return what is known of the run if nothing was written to it up to now."""
+        if self.status == 'success' or self.owner is None:
+            return self
+        resumable = is_resumable(self.status, Ownership(0, self.owner, self.expires), now)
+        return self if resumable == self.resumable else replace(self, resumable=resumable)
+
+    def ended_before(self, moment: datetime) -> bool:
+        """Whether the run has ended, before this moment."""
+        return self.status == 'success' and self.updated is not None and self.updated < moment
+
 
 class Pruned(NamedTuple):
     """What `Store.prune` has deleted."""
@@ -77,18 +100,15 @@ class RunQuery:
     unchanged the longest."""
 
     def __post_init__(self) -> None:
-        statuses = get_args(SnapshotStatus)
-        if wrong := sorted(set(self.statuses or ()) - set(statuses)):
-            raise ValueError(f'status must be one or several of {", ".join(statuses)}, got {wrong[0]!r}')
-        if self.limit is not None and (isinstance(self.limit, bool) or self.limit < 0):
-            raise ValueError(f'limit must be 0 or more, got {self.limit!r}')
+        if self.limit is not None and not is_count(self.limit):
+            raise ValueError(f'limit must be a number from 0 on, got {self.limit!r}')
         for name in ('graph', 'tag', 'after'):
             if not isinstance(text := getattr(self, name), str | None):
                 raise ValueError(f'{name} must be a text, got {text!r}')  # noqa: TRY004 -- as the others
         if self.tag is not None:
             check_tags([self.tag])
-        if self.updated_before is not None and self.updated_before.tzinfo is None:
-            raise ValueError(f'updated_before must be an aware time, got {self.updated_before!r}')
+        if self.updated_before is not None:
+            check_moment('updated_before', self.updated_before)
 
     def admits(self, info: RunInfo) -> bool:
         """Whether the run is one of those, the limit aside."""
@@ -108,6 +128,39 @@ class RunQuery:
         """Return those of the runs, in order."""
         key: Callable[[RunInfo], object] = _unchanged_for_longest if self.resumable else _by_id
         return sorted(filter(self.admits, infos), key=key)[: self.limit]  # type: ignore[arg-type]
+
+
+def check_statuses(
+    status: SnapshotStatus | Collection[SnapshotStatus] | None,
+) -> frozenset[SnapshotStatus] | None:
+    """Return the statuses that are asked for, `None` for any.
+
+    Raises:
+        ValueError: if one of them is none.
+    """
+    if status is None:
+        return None
+    known = get_args(SnapshotStatus)
+    given: list[Any] = [status] if isinstance(status, str) or not isinstance(status, Iterable) else [*status]
+    if wrong := [one for one in given if one not in known]:
+        raise ValueError(f'status must be one or several of {", ".join(known)}, got {wrong[0]!r}')
+    return frozenset(given)
+
+
+def check_moment(name: str, moment: object) -> datetime:
+    """Return the moment if it is one.
+
+    Raises:
+        ValueError: if it is not, or could be one in any time zone.
+    """
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise ValueError(f'{name} must be an aware time, got {moment!r}')
+    return moment
+
+
+def is_count(value: object) -> bool:
+    """Whether this is a number of things."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _by_id(info: RunInfo) -> str:
@@ -148,9 +201,14 @@ def describe(
         error=newest.error,
         tags=about.tags,
         parent=about.parent,
-        resumable=status == 'created'
-        or (bool(open_) and ownership.owner is not None and ownership.is_free(now)),
+        resumable=is_resumable(status, ownership, now),
     )
+
+
+def is_resumable(status: SnapshotStatus, ownership: Ownership, now: datetime) -> bool:
+    """Whether anybody may go on with a run now."""
+    left = status in ('pending', 'running') and ownership.owner is not None
+    return (status == 'created' or left) and ownership.is_free(now)
 
 
 def damaged(run_id: str, exc: GraphkeepError) -> RunInfo:
@@ -175,4 +233,7 @@ def last_change(record: StepRecord) -> datetime | None:
     """Return when the latest attempt at a snapshot began or, if it ended, when that was."""
     if record.start_ts is None or record.duration is None:
         return record.start_ts
-    return record.start_ts + timedelta(seconds=record.duration)
+    try:
+        return record.start_ts + timedelta(seconds=record.duration)
+    except (OverflowError, ValueError):  # a file may say that it took infinitely long, or until after 9999
+        return record.start_ts

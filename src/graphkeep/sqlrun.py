@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
@@ -437,22 +438,27 @@ def insert(db: sqlite3.Connection, run_id: str, rows: Sequence[Row], about: Abou
     return True
 
 
-def delete(db: sqlite3.Connection, run_id: str, now: datetime) -> int | None:
-    """Make a run unknown, so that its rows may go bit by bit; return its number, `None` if there is none.
+def delete(db: sqlite3.Connection, run_id: str, now: datetime, ended_before: datetime | None) -> bool:
+    """Make a run unknown, so that its rows may go bit by bit; return whether there was one.
 
     Raises:
         RunOwnedError: if a living owner has it in hand.
     """
-    view = _viewed(run_id, db)
-    if view.run is None:
-        return None
-    if not view.ownership.is_free(now):
-        raise RunOwnedError(run_id, view.ownership.owner, view.ownership.expires)
+    found = db.execute('SELECT run, status, updated, owner, expires FROM runs WHERE id = ?', (run_id,))
+    if (values := found.fetchone()) is None:
+        return False
+    run, status, updated, holder, expires = values
+    if ended_before is not None and not (status == 'success' and updated < cast(int, stamp(ended_before))):
+        return False
+    with suppress(
+        AttributeError, KeyError, OverflowError, TypeError, ValueError
+    ):  # what cannot be read may go
+        owner = load_owner(holder) if holder else None
+        if not Ownership(0, owner, moment(expires)).is_free(now):
+            raise RunOwnedError(run_id, owner, moment(expires))
     # no run id has a slash; and who still has the run at hand finds another version
-    db.execute(
-        "UPDATE runs SET id = '/' || run, version = version + 1, finished = 2 WHERE run = ?", (view.run,)
-    )
-    return view.run
+    db.execute("UPDATE runs SET id = '/' || run, version = version + 1, finished = 2 WHERE run = ?", (run,))
+    return True
 
 
 def trim(db: sqlite3.Connection, run_id: str, before: datetime, limit: int) -> int:

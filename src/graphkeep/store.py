@@ -6,15 +6,17 @@ import heapq
 import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar
 
 from .calls import Calling, call
-from .commit import About, Row, StepRecord
+from .commit import About, Row, StatusChange, StepRecord
 from .errors import (
+    CorruptSnapshotError,
     RunExistsError,
     RunOwnedError,
     SnapshotStatusError,
@@ -24,8 +26,8 @@ from .errors import (
 from .jsonrun import dump_run, parse_run
 from .names import check_run_id, check_tags
 from .offload import submit
-from .runinfo import Pruned, RunInfo, RunQuery
-from .status import SnapshotStatus
+from .runinfo import Pruned, RunInfo, RunQuery, check_moment, check_statuses, is_count
+from .status import RECOVER, SnapshotStatus
 from .stored import LOCK_TIMEOUT, StoredStatePersistence
 
 __all__ = ('Store',)
@@ -87,8 +89,9 @@ class Store(ABC):
             UnknownRunError: if there is no such run.
             RunOwnedError: if the owner lives, as far as can be known.
         """
-        await self.history(run_id)
-        return await self.run(run_id).recover()
+        persistence = self.run(run_id)
+        await persistence._known_tail()
+        return await persistence.recover()
 
     async def retry(self, run_id: str) -> None:
         """Give the failed node at which a run stopped another attempt, with the state from before it.
@@ -108,7 +111,8 @@ class Store(ABC):
     ) -> StoredStatePersistence[Any, Any]:
         """Make a new run that begins like this one, and goes on by itself from one of its snapshots.
 
-        The new run has its own copy of everything up to that snapshot, which is to be run again there.
+        The new run has its own copy of everything up to that snapshot, which is to be run again there, unless
+        it is the end.
         Whatever becomes of the old run does not touch it. The run it came from is on record as its `parent`.
 
         Args:
@@ -129,8 +133,9 @@ class Store(ABC):
         rows, about = await self._call(partial(self._rows, check_run_id(run_id)))
         if not rows:
             raise UnknownRunError(run_id)
-        kept = rows[: _position(run_id, rows, at) + 1]
-        kept[-1] = Row(_afresh(kept[-1].record), kept[-1].body)
+        *before, last = rows[: _position(run_id, rows, at) + 1]
+        kept = [Row(_settled(run_id, row.record, 'forked'), row.body) for row in before]
+        kept.append(Row(_afresh(last.record), last.body))
         parent = run_id, kept[-1].record.seq
         await self._insert_rows(into, kept, About(about.graph, about.tags, self.clock(), parent))
         return forked
@@ -145,10 +150,7 @@ class Store(ABC):
         Raises:
             UnknownRunError: if there is no such run.
         """
-        rows, about = await self._call(partial(self._rows, check_run_id(run_id)))
-        if not rows:
-            raise UnknownRunError(run_id)
-        return dump_run(rows, about, indent=indent)
+        return await self._call(partial(self._dump, check_run_id(run_id), indent))
 
     async def import_run(self, data: str | bytes | bytearray, *, run_id: str) -> None:
         """Store a run that `export`, `FileStatePersistence` or pydantic-graph 1.x has written.
@@ -161,14 +163,14 @@ class Store(ABC):
             run_id: What to call the run here.
 
         Raises:
-            CorruptSnapshotError: if it is something else. Nothing is stored.
+            CorruptSnapshotError: if it is something else, or has no snapshot. Nothing is stored.
             RunExistsError: if there is a run with this id already.
         """
         check_run_id(run_id)
-        run = parse_run(data, place='the JSON given')
+        run = await self._call(partial(parse_run, data, place=_GIVEN))
         if not run.elements:
-            raise UnknownRunError(run_id)
-        rows = [Row(_settled(row.record), row.body) for row in run.rows]
+            raise CorruptSnapshotError(_GIVEN, 'has no snapshot: there is nothing to import.')
+        rows = [Row(_settled(run_id, row.record, 'imported'), row.body) for row in run.rows]
         about = run.about if run.about.created else run.about._replace(created=self.clock())
         await self._insert_rows(run_id, rows, about)
 
@@ -204,18 +206,16 @@ class Store(ABC):
             updated_before: Before when they were last changed (aware).
             limit: How many at most.
             after: The last run of the page before, or its id; for the next page.
+
+        Raises:
+            ValueError: if a condition is none that a run could meet.
         """
-        statuses = None
-        if status is not None:
-            # a type checker takes a text for a collection of texts, too
-            names = (status,) if isinstance(status, str) else tuple(status)
-            statuses = frozenset(cast('tuple[SnapshotStatus, ...]', names))
         query = RunQuery(
-            statuses=statuses,
+            statuses=check_statuses(status),
             graph=graph,
             tag=tag,
             updated_before=updated_before,
-            after=after.id if isinstance(after, RunInfo) else after or '',
+            after=after.id if isinstance(after, RunInfo) else '' if after is None else after,
             limit=limit,
         )
         return await self._call(partial(self._list, query))
@@ -237,6 +237,7 @@ class Store(ABC):
             The persistence of a run that nobody else gets, or `None` if there is none now.
         """
         query = RunQuery(graph=graph, tag=tag, resumable=True, limit=_CHOICE)
+        tried: set[str] = set()
         while found := await self._call(partial(self._list, query)):
             random.shuffle(found)
             for info in found:
@@ -246,6 +247,9 @@ class Store(ABC):
                         return persistence
                 except (RunOwnedError, SnapshotStatusError, UnknownSnapshotError):
                     continue  # somebody else was faster
+            if tried.issuperset(info.id for info in found):
+                return None  # the same ones twice: others are always faster, or these only look resumable
+            tried.update(info.id for info in found)
         return None
 
     async def recover_all(self) -> int:
@@ -280,26 +284,41 @@ class Store(ABC):
             older_than: How long ago the run ended, or before when (aware).
             keep_last: How many of the finished runs to keep whatever their age: the newest ones.
             only_finished: Otherwise unfinished runs, too, lose those of their snapshots that they have gone
-                past and that ended so long ago.
+                past and that ended so long ago. What comes next and the newest step that was begun stay.
 
         Returns:
             How much was deleted.
+
+        Raises:
+            ValueError: if `older_than` or `keep_last` is not of that kind. Nothing is deleted.
         """
-        before = self.clock() - older_than if isinstance(older_than, timedelta) else older_than
+        before = self._before(older_than)
+        if not is_count(keep_last):
+            raise ValueError(f'keep_last must be a number from 0 on, got {keep_last!r}')
         finished = RunQuery(statuses=frozenset({'success'}), limit=_PAGE)
         kept: set[str] = set()
         if keep_last:
-            newest = heapq.nlargest(keep_last, [(i.updated, i.id) async for i in self._all(finished)])
-            kept = {run_id for _, run_id in newest}
+            ends = [(i.updated or _EVER, i.id) async for i in self._all(finished)]
+            kept = {run_id for _, run_id in heapq.nlargest(keep_last, ends)}
         runs = snapshots = 0
-        old = RunQuery(statuses=frozenset({'success'}), updated_before=before, limit=_PAGE)
-        async for info in self._all(old):
+        async for info in self._all(replace(finished, updated_before=before)):
             if info.id not in kept:
-                runs += await self.delete(info.id)
+                with suppress(RunOwnedError):
+                    # asked again there: by now it may be another run with this id
+                    runs += await self._call(partial(self._delete, info.id, before))
         if not only_finished:
             async for info in self._all(RunQuery(statuses=_UNFINISHED, limit=_PAGE)):
-                snapshots += await self._call(partial(self._trim, info.id, before))
+                with suppress(CorruptSnapshotError):  # it is left as it is
+                    snapshots += await self._call(partial(self._trim, info.id, before))
         return Pruned(runs, snapshots)
+
+    def _before(self, older_than: timedelta | datetime) -> datetime:
+        if not isinstance(older_than, timedelta):
+            return check_moment('older_than', older_than)
+        try:
+            return self.clock() - older_than
+        except OverflowError:  # longer ago than there are dates
+            return _EVER
 
     async def _all(self, query: RunQuery) -> AsyncIterator[RunInfo]:
         """Yield every run, a page at a time."""
@@ -344,8 +363,10 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def _delete(self, run_id: str) -> bool:
-        """Delete a whole run; return whether there was one.
+    def _delete(self, run_id: str, ended_before: datetime | None = None) -> bool:
+        """Delete a whole run, if it ended before this moment; return whether there was one.
+
+        What could not be read may be deleted, too, unless there is such a condition.
 
         Raises:
             RunOwnedError: if a living owner has it.
@@ -359,6 +380,12 @@ class Store(ABC):
             How many there were.
         """
 
+    def _dump(self, run_id: str, indent: int | None) -> bytes:
+        rows, about = self._rows(run_id)
+        if not rows:
+            raise UnknownRunError(run_id)
+        return dump_run(rows, about, indent=indent)
+
     async def _insert_rows(self, run_id: str, rows: Sequence[Row], about: About) -> None:
         if not await self._call(partial(self._insert, run_id, rows, about)):
             raise RunExistsError(run_id)
@@ -371,6 +398,8 @@ class Store(ABC):
         return value
 
 
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
+_GIVEN: Final = 'the JSON given'
 _UNFINISHED: Final[frozenset[SnapshotStatus]] = frozenset({'created', 'pending', 'running', 'error'})
 
 
@@ -392,9 +421,8 @@ def _afresh(record: StepRecord) -> StepRecord:
     return StepRecord(record.id, record.node_id, seq=record.seq)
 
 
-def _settled(record: StepRecord) -> StepRecord:
+def _settled(run_id: str, record: StepRecord, reason: str) -> StepRecord:
     """Return the record in nobody's hands."""
-    return record._replace(status='created', owner=None) if record.owner or record.status in _HELD else record
-
-
-_HELD: Final = ('pending', 'running')
+    if record.status not in RECOVER.sources:
+        return record
+    return record.changed(run_id, StatusChange(record.id, RECOVER, reason=f'{reason} while in hand'))
