@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Final, Literal
 from .commit import About, Ownership, Row
 from .jsonrun import load_attempts, load_owner
 from .offload import finished, submit
-from .runinfo import RunInfo, RunQuery
+from .runinfo import RunInfo, RunQuery, is_resumable
 from .snapshots import now_utc
 from .sqldb import Database
 from .sqlrun import SqlRun, delete, insert, moment, read_all, stamp, trim
@@ -110,10 +111,10 @@ class SqliteStore(Store):
     def _insert(self, run_id: str, rows: Sequence[Row], about: About) -> bool:
         return self._database.write(lambda db: insert(db, run_id, rows, about))
 
-    def _delete(self, run_id: str) -> bool:
-        run = self._database.write(lambda db: delete(db, run_id, self.clock()))
+    def _delete(self, run_id: str, ended_before: datetime | None = None) -> bool:
+        there = self._database.write(lambda db: delete(db, run_id, self.clock(), ended_before))
         self._sweep()
-        return run is not None
+        return there
 
     def _sweep(self) -> None:
         """Delete, bit by bit, what is left of deleted runs; also of those whose deleting was interrupted."""
@@ -151,7 +152,7 @@ class SqliteStore(Store):
 
 _FOUND: Final = """
 SELECT
-    id, graph, status, steps, created, updated, owner, expires, in_hand, parent, parent_seq,
+    id, graph, status, steps, created, updated, owner, expires, parent, parent_seq,
     (SELECT attempts FROM steps WHERE steps.run = runs.run AND seq = steps AND steps.status = 'error'),
     (SELECT json_group_array(tag) FROM (SELECT tag FROM tags WHERE tags.run = runs.run ORDER BY tag))
 FROM runs
@@ -170,23 +171,8 @@ ORDER BY updated, id
 
 
 def _info(found: Sequence[Any], now: datetime) -> RunInfo:
-    (
-        id_,
-        graph,
-        status,
-        steps,
-        created,
-        updated,
-        owner,
-        expires,
-        in_hand,
-        parent,
-        parent_seq,
-        attempts,
-        tags,
-    ) = found
+    id_, graph, status, steps, created, updated, owner, expires, parent, parent_seq, attempts, tags = found
     ownership = Ownership(0, load_owner(owner) if owner else None, moment(expires))
-    held = in_hand != '[]'
     return RunInfo(
         id=id_,
         graph=graph,
@@ -197,16 +183,10 @@ def _info(found: Sequence[Any], now: datetime) -> RunInfo:
         owner=ownership.owner,
         expires=ownership.expires,
         error=load_attempts(attempts)[-1].error if attempts else None,
-        tags=tuple(_texts(tags)),
+        tags=tuple(json.loads(tags)),
         parent=(parent, parent_seq) if parent is not None else None,
-        resumable=status == 'created' or (held and owner is not None and ownership.is_free(now)),
+        resumable=is_resumable(status, ownership, now),
     )
-
-
-def _texts(array: str) -> list[str]:
-    import json
-
-    return json.loads(array)
 
 
 def _sweep_some(db: sqlite3.Connection) -> bool:

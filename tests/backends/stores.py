@@ -17,6 +17,7 @@ from graphkeep import (
     MemoryStore,
     RunInfo,
     SnapshotStatus,
+    SqliteStore,
     Store,
     StoredStatePersistence,
     current_step,
@@ -70,6 +71,7 @@ class Clock:
 STORES: dict[str, Callable[[Path, Clock], Store]] = {
     'memory': lambda directory, clock: MemoryStore(lease=LEASE, clock=clock),
     'file': lambda directory, clock: FileStore(directory / 'runs', lease=LEASE, clock=clock),
+    'sqlite': lambda directory, clock: SqliteStore(directory / 'runs.db', lease=LEASE, clock=clock),
 }
 """Every store, by name; each is made in a directory of its own."""
 
