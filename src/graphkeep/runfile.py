@@ -233,11 +233,9 @@ class RunFile(LoggedRun):
             elements.append(render(row.record, row.body, about=about))
             about = None
         keep = self._begins[first] if first < len(self._begins) else len(self._text)
-        changed = (
-            b',\n'.join(elements)
-            if first < len(self._begins) or not first
-            else b',\n' + b',\n'.join(elements)
-        )
+        changed = b',\n'.join(elements)
+        if 0 < first >= len(self._begins):
+            changed = b',\n' + changed
         version = self._replace(keep, changed)
         self._take_over(applied, first, keep, changed, elements)
         self._owned_at, self._filed, self._held = owned_at, applied.ownership, {}
@@ -263,17 +261,13 @@ class RunFile(LoggedRun):
 
     def _rewrite(self, rows: Sequence[Row], ownership: Ownership, about: About, lock: int) -> None:
         """Write a whole run in the place of what is there."""
-        first, *others = rows
         in_hand = [row for row in rows if row.record.status in _IN_HAND]
         owned = (in_hand or [rows[-1]])[-1]
         elements = [
             render(
-                row.record,
-                row.body,
-                ownership if row is owned else UNOWNED,
-                about=about if row is first else None,
+                row.record, row.body, ownership if row is owned else UNOWNED, about=about if not n else None
             )
-            for row in (first, *others)
+            for n, row in enumerate(rows)
         ]
         text = b',\n'.join(elements)
         version = self._replace(len(b'[\n'), text)
