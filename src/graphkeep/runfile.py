@@ -253,11 +253,9 @@ class RunFile(LoggedRun):
             elements.append(render(row.record, row.body, about=about))
             about = None
         keep = self._begins[first] if first < len(self._begins) else len(self._text)
-        changed = (
-            b',\n'.join(elements)
-            if first < len(self._begins) or not first
-            else b',\n' + b',\n'.join(elements)
-        )
+        changed = b',\n'.join(elements)
+        if 0 < first >= len(self._begins):
+            changed = b',\n' + changed
         version = self._replace(keep, changed)
         self._take_over(applied, first, keep, changed, elements)
         self._owned_at, self._filed, self._held = owned_at, applied.ownership, {}
