@@ -147,7 +147,7 @@ class RunFile(LoggedRun):
             self._rewrite(rows, UNOWNED, about, lock)
             return True
 
-    def delete(self, ended_before: datetime | None) -> bool:
+    def delete(self, ended_before: datetime | None = None) -> bool:
         """Delete the files, if the run ended before this moment; return whether there was a run."""
         with self._mutex, self._reporting('delete'), self._lock() as lock:
             try:

@@ -17,7 +17,7 @@ from .offload import finished, submit
 from .runinfo import RunInfo, RunQuery, is_resumable
 from .snapshots import now_utc
 from .sqldb import Database
-from .sqlrun import SqlRun, delete, insert, moment, read_all, stamp, trim
+from .sqlrun import SqlRun, bound, delete, insert, moment, read_all, stamp, trim
 from .store import Store
 from .stored import LEASE, LOCK_TIMEOUT, StoredStatePersistence
 
@@ -141,7 +141,7 @@ class SqliteStore(Store):
         statuses = None if query.statuses is None else sorted(query.statuses)
         values = {
             'statuses': None if statuses is None else ' '.join(statuses),
-            'graph': query.graph,
+            'graph': bound(query.graph),
             'tag': query.tag,
             'updated_before': stamp(query.updated_before),
             'after': query.after,
@@ -157,7 +157,7 @@ SELECT
     (SELECT json_group_array(tag) FROM (SELECT tag FROM tags WHERE tags.run = runs.run ORDER BY tag))
 FROM runs
 WHERE id > :after
-    AND (:graph IS NULL OR graph = :graph)
+    AND (:graph IS NULL OR graph = CAST(:graph AS TEXT))
     AND (:statuses IS NULL OR instr(' ' || :statuses || ' ', ' ' || status || ' '))
     AND (:updated_before IS NULL OR updated < :updated_before)
     AND (:tag IS NULL OR run IN (SELECT run FROM tags WHERE tag = :tag))

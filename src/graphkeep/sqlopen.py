@@ -40,6 +40,7 @@ def open_file(path: Path) -> sqlite3.Connection:
     """
     _make(path)
     db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    db.text_factory = _decoded
     try:
         db.execute('BEGIN')  # somebody else may be making it this very moment
         _look(db, path)
@@ -50,6 +51,10 @@ def open_file(path: Path) -> sqlite3.Connection:
             db.close()
         raise
     return db
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode('utf-8', 'surrogatepass')  # see `bound` for where such come from
 
 
 def _make(path: Path) -> None:

@@ -20,7 +20,7 @@ from .jsonrun import dump_attempts, dump_owner, is_plain, load_attempts, load_ow
 from .runinfo import last_change, run_status
 from .sqldb import Database
 
-__all__ = ('SqlRun', 'delete', 'insert', 'moment', 'read_all', 'stamp', 'trim')
+__all__ = ('SqlRun', 'bound', 'delete', 'insert', 'moment', 'read_all', 'stamp', 'trim')
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _IN_HAND: Final = ('pending', 'running')
@@ -29,13 +29,14 @@ _KNOWN: Final = 16  # records of a run that are kept at hand; others are looked 
 # ---------------------------------------------------------------------------------------------- statements
 
 _FIND_RUN: Final = """
-SELECT run, version, steps, fence, owner, expires, in_hand, graph, created, parent, parent_seq
+SELECT
+    run, version, steps, updated, fence, owner, expires, in_hand, graph, created, parent, parent_seq
 FROM runs WHERE id = ?
 """
 _BEGIN_RUN: Final = """
 INSERT OR IGNORE INTO runs
     (id, graph, created, parent, parent_seq, status, finished, steps, updated, fence, owner, expires, in_hand)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+VALUES (?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _CHANGE_RUN: Final = """
 UPDATE runs SET
@@ -48,14 +49,17 @@ _ADD_TAG: Final = 'INSERT INTO tags (run, tag) VALUES (?, ?)'
 _COLUMNS: Final = 'seq, id, node_id, kind, status, start_ts, duration, attempt, owner, attempts'
 _ADD_BODY: Final = 'INSERT INTO bodies (state, node) VALUES (?, ?)'
 _ADD_STEP: Final = f"""
-INSERT INTO steps (run, {_COLUMNS}, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO steps (run, {_COLUMNS}, body)
+VALUES (?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?)
 """  # noqa: S608 -- of constants
 _CHANGE_STEP: Final = """
 UPDATE steps SET status = ?, start_ts = ?, duration = ?, attempt = ?, owner = ?, attempts = ?
 WHERE run = ? AND seq = ?
 """
 # From the newest on: it is nearly always the one that is meant.
-_FIND_STEP: Final = f'SELECT {_COLUMNS} FROM steps WHERE run = ? AND id = ? ORDER BY seq DESC LIMIT 1'  # noqa: S608
+_FIND_STEP: Final = (
+    f'SELECT {_COLUMNS} FROM steps WHERE run = ? AND id = CAST(? AS TEXT) ORDER BY seq DESC LIMIT 1'  # noqa: S608
+)
 _NEWEST_STEPS: Final = f'SELECT {_COLUMNS} FROM steps WHERE run = ? ORDER BY seq DESC'  # noqa: S608
 _STEP: Final = f'SELECT {_COLUMNS} FROM steps WHERE run = ? AND seq = ?'  # noqa: S608
 _ALL: Final = f"""
@@ -76,6 +80,13 @@ def stamp(moment: datetime | None) -> int | None:
 def moment(stamp: int | None) -> datetime | None:
     """Return the moment that SQLite keeps as this number."""
     return None if stamp is None else _EPOCH + timedelta(microseconds=stamp)
+
+
+def bound(text: str | None) -> str | bytes | None:
+    """Return a text as it can be given to SQLite, to be cast to TEXT there: lone surrogates have no UTF-8."""
+    if text is None or text.isascii():
+        return text
+    return text.encode('utf-8', 'surrogatepass')
 
 
 def _step_values(record: StepRecord) -> tuple[Any, ...]:
@@ -127,7 +138,7 @@ class _View:
         self.run_id = run_id
         self.db = db
         self.run: int | None = None
-        self.version = self.last = 0
+        self.version = self.last = self.updated = 0
         self.ownership = UNOWNED
         self.about = NAMELESS
         self.in_hand: dict[int, StepRecord] = {}
@@ -141,6 +152,7 @@ class _View:
         run: int,
         version: int,
         last: int,
+        updated: int,
         fence: int,
         owner: str | None,
         expires: int | None,
@@ -150,7 +162,7 @@ class _View:
         parent: str | None,
         parent_seq: int,
     ) -> None:
-        self.run, self.version, self.last = run, version, last
+        self.run, self.version, self.last, self.updated = run, version, last, updated
         self.ownership = Ownership(fence, load_owner(owner) if owner else None, moment(expires))
         self.about = About(graph, (), moment(created), (parent, parent_seq) if parent else None)
         for seq, status, started, duration, attempt, holder, attempts in json.loads(in_hand):
@@ -179,7 +191,7 @@ class _View:
         """Return the record of the newest snapshot with this id."""
         if (record := self._known.get(snapshot_id)) is not None or self.run is None:
             return record
-        values = self.db.execute(_FIND_STEP, (self.run, snapshot_id)).fetchone()
+        values = self.db.execute(_FIND_STEP, (self.run, bound(snapshot_id))).fetchone()
         return None if values is None else self.in_hand.get(values[0]) or _record(values)
 
     def in_hand_after(self, applied: Applied) -> dict[int, StepRecord]:
@@ -192,10 +204,22 @@ class _View:
                 in_hand.pop(seq, None)
         return in_hand
 
+    def updated_after(self, applied: Applied) -> int:
+        """Return when a step last began or ended after a commit, or the run did."""
+        moments = [last_change(record) for record in applied.changed.values()]
+        moments += [last_change(row.record) for row in applied.appended]
+        if applied.begins is not None:
+            moments.append(applied.begins.created)
+        stamps = [value for moment in moments if (value := stamp(moment)) is not None]
+        if applied.appended and stamps:
+            return max(stamps)  # what ended, ended last
+        return max([self.updated, *stamps])
+
     def advance(self, run: int, applied: Applied, in_hand: dict[int, StepRecord]) -> None:
         """Take over what was committed."""
         self.run = run
         self.version += 1
+        self.updated = self.updated_after(applied)
         self.ownership, self.in_hand = applied.ownership, in_hand
         known, newest = self._known, self.newest
         for seq, record in applied.changed.items():
@@ -325,7 +349,7 @@ class _Staged:
                     raise
             else:
                 if applied.changed or applied.appended or applied.ownership != view.ownership:
-                    if self._write(db, view, applied, now):
+                    if self._write(db, view, applied):
                         return applied.receipt
                 elif fresh:
                     run._view = view
@@ -343,10 +367,10 @@ class _Staged:
         """Learn that this is not part of a transaction."""
         self._made = None  # what is at hand of the run was not touched
 
-    def _write(self, db: sqlite3.Connection, view: _View, applied: Applied, now: datetime) -> bool:
+    def _write(self, db: sqlite3.Connection, view: _View, applied: Applied) -> bool:
         """Write it, unless somebody else has written since the run was looked at."""
         in_hand = view.in_hand_after(applied)
-        if (run := _write_run(db, view, applied, in_hand, now)) is None:
+        if (run := _write_run(db, view, applied, in_hand)) is None:
             return False
         for seq, record in applied.changed.items():
             if record.status not in _IN_HAND:
@@ -358,7 +382,7 @@ class _Staged:
 
 
 def _write_run(
-    db: sqlite3.Connection, view: _View, applied: Applied, in_hand: dict[int, StepRecord], now: datetime
+    db: sqlite3.Connection, view: _View, applied: Applied, in_hand: dict[int, StepRecord]
 ) -> int | None:
     """Write the row of the run; return its number, or `None` if it is not as it was looked at."""
     newest = applied.appended[-1].record if applied.appended else cast(StepRecord, view.newest)
@@ -367,7 +391,7 @@ def _write_run(
     values = (
         run_status(newest, in_hand.values()),
         newest.seq,
-        stamp(now),
+        view.updated_after(applied),
         ownership.fence,
         dump_owner(ownership.owner) if ownership.owner else None,
         stamp(ownership.expires),
@@ -386,7 +410,9 @@ def _write_run(
 
 def _begin_run(db: sqlite3.Connection, run_id: str, about: About, values: tuple[Any, ...]) -> int | None:
     parent, parent_seq = about.parent or (None, None)
-    cursor = db.execute(_BEGIN_RUN, (run_id, about.graph, stamp(about.created), parent, parent_seq, *values))
+    cursor = db.execute(
+        _BEGIN_RUN, (run_id, bound(about.graph), stamp(about.created), parent, parent_seq, *values)
+    )
     if not cursor.rowcount:
         return None
     run = cast(int, cursor.lastrowid)
@@ -399,7 +425,7 @@ def _add_step(db: sqlite3.Connection, run: int, row: Row) -> None:
     at = db.execute(_ADD_BODY, (body.state, body.node)).lastrowid
     db.execute(
         _ADD_STEP,
-        (run, record.seq, record.id, record.node_id, record.kind, *_step_values(record), at),
+        (run, record.seq, bound(record.id), bound(record.node_id), record.kind, *_step_values(record), at),
     )
 
 
