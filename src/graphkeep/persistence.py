@@ -147,7 +147,8 @@ class StatePersistence(
         Raises:
             UnfaithfulSnapshotError: as `snapshot_node`.
         """
-        await self._append(cast('Snapshot[StateT, RunEndT]', EndSnapshot(state=state, result=end)))
+        snapshot = EndSnapshot(state=state, result=end, ts=self._now())
+        await self._append(cast('Snapshot[StateT, RunEndT]', snapshot))
 
     def record_run(self, snapshot_id: str) -> AbstractAsyncContextManager[None]:
         """Record the run of a node: `running`, then `success`, `error`, or `created` if interrupted.
