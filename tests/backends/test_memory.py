@@ -260,6 +260,23 @@ async def test_end_by_the_clock_of_the_store():
     assert (await store.prune(older_than=timedelta(0))).runs == 1
 
 
+async def test_deleted_while_it_is_claimed():
+    """A run that somebody deletes while `load_next` is at it has nothing to hand out."""
+    store = MemoryStore()
+    await graph.initialize(Put(), store.run('run'), state=Bag())
+    persistence: Any = store.run('run')
+    persistence.set_graph_types(graph)
+    look = persistence._tail
+
+    async def look_and_delete() -> Any:
+        tail = await look()
+        await store.delete('run')
+        return tail
+
+    persistence._tail = look_and_delete
+    assert await persistence.load_next() is None
+
+
 def test_one_run_from_many_threads():
     """Threads that ask a store for one run at the same moment get the same one."""
     for _ in range(20):
