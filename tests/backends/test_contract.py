@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytest
 
+import graphkeep.runfile
 from graphkeep import (
     FileStatePersistence,
     FileStore,
@@ -19,16 +21,22 @@ from graphkeep import (
     Store,
 )
 from graphkeep.commit import Commit, Receipt
+from graphkeep.file import Durability
 from graphkeep.testing import (
+    Durable,
+    FailsOnDemand,
     KeepsCopies,
     KeepsHistory,
     KeptInStore,
+    ManyProcesses,
     PersistenceContract,
     RawRun,
     RawSnapshot,
     RunUnderTest,
     StoreContract,
 )
+from tests.backends.faults import Call, FaultyOs
+from tests.counts import count
 from tests.rawfile import stored
 
 __all__ = ()
@@ -116,10 +124,12 @@ class TestMemoryStore(StoreContract):
         return RawRun(rows, owner and owner.id)
 
 
-class TestFileStore(StoreContract):
+class InFiles(StoreContract, Durable, ManyProcesses, FailsOnDemand):
     """`FileStore` keeps each run in a file."""
 
-    durability: Any = 'normal'
+    kills = count(120)
+    races = count(100)
+    durability: Durability = 'normal'
 
     def open_store(self, directory: Path, clock: Callable[[], datetime], lease: float) -> Store:
         return FileStore(directory / 'runs', clock=clock, lease=lease, durability=self.durability)
@@ -127,8 +137,23 @@ class TestFileStore(StoreContract):
     def read_raw(self, directory: Path, run_id: str) -> RawRun:
         return read_file(FileStore(directory / 'runs').path(run_id))
 
+    @contextmanager
+    def failing(self, directory: Path) -> Generator[None]:
+        def fail(call: Call) -> Any:
+            if call.name in ('write', 'unlink'):
+                raise OSError(28, 'No space left on device')
+            return call()
 
-class TestDurableFileStore(TestFileStore):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(graphkeep.runfile, 'os', FaultyOs(fail))
+            yield
+
+
+class TestFileStore(InFiles):
+    """`FileStore` as it comes."""
+
+
+class TestDurableFileStore(InFiles):
     """`FileStore(durability='full')` waits for the disk, in worker threads."""
 
     durability = 'full'

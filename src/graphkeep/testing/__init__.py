@@ -1,7 +1,7 @@
 """What a store has to keep to, as tests: for whoever writes one to import into their own tests.
 
-Derive a test class from `StoreContract`, and from what the store can do besides, and give the two methods that
-it asks for. It needs the extra `testing`; how to write a store is in the documentation.
+Derive a test class from `StoreContract`, and from what the store can do besides, and give the methods that
+they ask for. It needs the extra `testing`; how to write a store is in the documentation.
 """
 
 from __future__ import annotations
@@ -9,14 +9,20 @@ from __future__ import annotations
 import pytest
 
 _CLAUSES = (
+    'cancelling',
+    'children',
     'contract',
     'copies',
+    'crashing',
     'deleting',
+    'faults',
     'going_on',
     'graphs',
     'kept',
     'listing',
     'owning',
+    'processes',
+    'racing',
     'resuming',
     'runs',
     'statuses',
@@ -28,16 +34,22 @@ pytest.register_assert_rewrite(*(f'{__name__}.{name}' for name in _CLAUSES))
 
 from .clock import LEASE, Clock  # noqa: E402
 from .contract import StoreContract  # noqa: E402
+from .crashing import Durable  # noqa: E402
+from .faults import FailsOnDemand  # noqa: E402
 from .kept import KeepsCopies, KeepsHistory, KeptInStore, PersistenceContract  # noqa: E402
+from .processes import ManyProcesses  # noqa: E402
 from .runs import RawSnapshot, RunUnderTest  # noqa: E402
 from .stores import RawRun, StoreUnderTest  # noqa: E402
 
 __all__ = (
     'LEASE',
     'Clock',
+    'Durable',
+    'FailsOnDemand',
     'KeepsCopies',
     'KeepsHistory',
     'KeptInStore',
+    'ManyProcesses',
     'PersistenceContract',
     'RawRun',
     'RawSnapshot',

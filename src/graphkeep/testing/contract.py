@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .cancelling import CancellingClauses
 from .copies import CopyingClauses
 from .deleting import DeletingClauses
+from .faults import FaultClauses
 from .going_on import GoingOnClauses
 from .kept import KeptInStore
 from .listing import ListingClauses
 from .owning import OwningClauses
+from .racing import RacingClauses
 from .runs import RunUnderTest
 from .stores import StoreUnderTest
 
@@ -23,6 +26,9 @@ class StoreContract(
     GoingOnClauses,
     CopyingClauses,
     DeletingClauses,
+    RacingClauses,
+    FaultClauses,
+    CancellingClauses,
 ):
     """What holds for every store. Abstract: without its two methods no subclass can be collected.
 

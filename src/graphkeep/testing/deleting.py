@@ -124,7 +124,9 @@ class DeletingClauses(StoreClauses):
         place.clock.forward(1000)
         before = {info.id: place.raw(info.id) for info in await place.store.runs(status=['created', 'error'])}
         await place.store.prune(older_than=timedelta(0), only_finished=False)
-        assert {info.id: place.raw(info.id) for info in await place.store.runs() if info.id in before} == before
+        assert {
+            info.id: place.raw(info.id) for info in await place.store.runs() if info.id in before
+        } == before
         await place.store.retry('error')
         result = await run_or_resume(graph, persistence=place.run('error'))
         assert result.output == 2

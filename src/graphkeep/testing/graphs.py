@@ -46,6 +46,7 @@ class Ask(BaseNode[State, Any, int]):
     value: int = 0
 
     async def run(self, ctx: GraphRunContext[State, Any]) -> Answer:
+        """Run the node."""
         ctx.state.items.append(f'ask {self.value}')
         return Answer(self.value + 1)
 
@@ -57,6 +58,7 @@ class Answer(BaseNode[State, Any, int]):
     value: int = 0
 
     async def run(self, ctx: GraphRunContext[State, Any]) -> End[int]:
+        """Run the node."""
         if ctx.deps:
             raise ctx.deps.pop()
         ctx.state.items.append(f'answer {self.value}')
@@ -70,6 +72,7 @@ class Again(BaseNode[State, Any, int]):
     left: int = 3
 
     async def run(self, ctx: GraphRunContext[State, Any]) -> Again | End[int]:
+        """Run the node."""
         ctx.state.items.append(current_step().idempotency_key)
         self.left -= 1
         return self if self.left else End(len(ctx.state.items))
@@ -94,6 +97,7 @@ class Other(BaseNode[State, Any, int]):
     text: str = ''
 
     async def run(self, ctx: GraphRunContext[State, Any]) -> End[int]:
+        """Run the node."""
         return End(0)
 
 
@@ -102,6 +106,7 @@ class Half(BaseNode[State, Any, int]):
     """Changes the state, then fails once for each failure that `deps` holds."""
 
     async def run(self, ctx: GraphRunContext[State, Any]) -> End[int]:
+        """Run the node."""
         ctx.state.items.append('half')
         if ctx.deps:
             raise ctx.deps.pop()

@@ -92,7 +92,7 @@ class ListingClauses(StoreClauses):
         assert [info.tags for info in infos.values()] == [()] * 5
 
     async def test_filters(self, place: StoreUnderTest):
-        """Filters by status, one or several, by graph and by time let through what they say; all must hold."""
+        """Filters by status, one or several, by graph and by time let through what they say, all together."""
         begin = place.clock.now
         await one_of_each(place)
         runs = place.store.runs

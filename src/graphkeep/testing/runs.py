@@ -88,7 +88,7 @@ class RunUnderTest:
 
 
 @pytest.mark.anyio
-class Clauses(ABC):
+class Clauses(ABC):  # noqa: B024 -- those derived from it have
     """What every clause starts from."""
 
     @pytest.fixture(params=LOOPS)

@@ -16,10 +16,18 @@ from ..snapshots import NodeSnapshot
 from ..status import START, SUCCEED
 from ..step import Step, current_step
 from .graphs import Again, Answer, Ask, Other, State, graph
-from .runs import Persistence, RawSnapshot, RunClauses, RunUnderTest, in_20_tasks, observed, opened, with_status
+from .runs import (
+    Persistence,
+    RawSnapshot,
+    RunClauses,
+    RunUnderTest,
+    in_20_tasks,
+    observed,
+    opened,
+    with_status,
+)
 
 __all__ = ('StepClauses',)
-
 
 
 _OTHER_USES: Final[dict[str, Callable[[Persistence], Awaitable[Any]]]] = {

@@ -48,15 +48,15 @@ class StoreUnderTest:
     """One storage, and the stores that are opened on it."""
 
     def __init__(self, contract: StoreClauses, directory: Path):
+        self.directory = directory
         self.clock = Clock()
         self.kept: list[object] = []  # an owner that nobody has any more is gone
         self._contract = contract
-        self._directory = directory
         self._opened: list[Store] = []
 
     def another(self) -> Store:
         """Open one more store on the same storage."""
-        store = self._contract.open_store(self._directory, self.clock, LEASE)
+        store = self._contract.open_store(self.directory, self.clock, LEASE)
         self._opened.append(store)
         return store
 
@@ -71,7 +71,7 @@ class StoreUnderTest:
 
     def raw(self, run_id: str = 'run') -> RawRun:
         """Read a run without the store."""
-        return self._contract.read_raw(self._directory, run_id)
+        return self._contract.read_raw(self.directory, run_id)
 
     def statuses(self, run_id: str = 'run') -> list[str]:
         """Return the stored statuses of a run, oldest first."""
@@ -104,7 +104,7 @@ class StoreUnderTest:
 
 
 class StoreClauses(Clauses):
-    """What every clause about whole stores starts from; the two methods are all that an author has to give."""
+    """What every clause about whole stores starts from; its two methods are what an author has to give."""
 
     @abstractmethod
     def open_store(self, directory: Path, clock: Callable[[], datetime], lease: float) -> Store:
