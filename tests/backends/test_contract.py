@@ -17,6 +17,7 @@ from graphkeep import (
     FullStatePersistence,
     MemoryStore,
     NodeSnapshot,
+    Owner,
     SimpleStatePersistence,
     Store,
 )
@@ -116,11 +117,11 @@ class TestMemoryStore(StoreContract):
         return self.stores.setdefault(directory, MemoryStore(clock=clock, lease=lease))
 
     def read_raw(self, directory: Path, run_id: str) -> RawRun:
-        runs = cast('Any', self.stores[directory])._held if directory in self.stores else {}
-        if (run := runs.get(run_id)) is None:
+        held: dict[str, Any] = cast('Any', self.stores[directory])._held if directory in self.stores else {}
+        if (run := held.get(run_id)) is None:
             return RawRun([], None)
         rows = [RawSnapshot(row.id, row.kind, row.status) for row in run.log.records]
-        owner = run.log.ownership.owner
+        owner: Owner | None = run.log.ownership.owner
         return RawRun(rows, owner and owner.id)
 
 

@@ -11,6 +11,7 @@ import pytest
 _CLAUSES = (
     'cancelling',
     'children',
+    'comparing',
     'contract',
     'copies',
     'crashing',
@@ -20,6 +21,7 @@ _CLAUSES = (
     'graphs',
     'kept',
     'listing',
+    'machine',
     'owning',
     'processes',
     'racing',
@@ -37,6 +39,7 @@ from .contract import StoreContract  # noqa: E402
 from .crashing import Durable  # noqa: E402
 from .faults import FailsOnDemand  # noqa: E402
 from .kept import KeepsCopies, KeepsHistory, KeptInStore, PersistenceContract  # noqa: E402
+from .machine import StoreMachine  # noqa: E402
 from .processes import ManyProcesses  # noqa: E402
 from .runs import RawSnapshot, RunUnderTest  # noqa: E402
 from .stores import RawRun, StoreUnderTest  # noqa: E402
@@ -55,5 +58,6 @@ __all__ = (
     'RawSnapshot',
     'RunUnderTest',
     'StoreContract',
+    'StoreMachine',
     'StoreUnderTest',
 )

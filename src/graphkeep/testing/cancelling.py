@@ -147,7 +147,7 @@ class CancellingClauses(StoreClauses):
                     break
 
     async def test_cancelled_at_each_turn(self, place: StoreUnderTest, anyio_backend_name: str):
-        """Cancelled after k turns of the event loop, whatever k, a run leaves nothing in hand, and goes on."""
+        """Cancelled after k turns of the event loop, for any k, a run leaves nothing in hand, and goes on."""
         for canceller_type in _cancellers(anyio_backend_name):
             for turns in _turns():
                 run_id = f'{canceller_type.__name__} {turns}'

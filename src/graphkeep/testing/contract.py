@@ -11,6 +11,7 @@ from .faults import FaultClauses
 from .going_on import GoingOnClauses
 from .kept import KeptInStore
 from .listing import ListingClauses
+from .machine import ModelClauses
 from .owning import OwningClauses
 from .racing import RacingClauses
 from .runs import RunUnderTest
@@ -29,6 +30,7 @@ class StoreContract(
     RacingClauses,
     FaultClauses,
     CancellingClauses,
+    ModelClauses,
 ):
     """What holds for every store. Abstract: without its two methods no subclass can be collected.
 

@@ -83,9 +83,12 @@ class FaultClauses(StoreClauses):
     async def test_conditional_rows(self, place: StoreUnderTest):
         """Rows that are to be stored unless there are some are not, and the rest of the commit is made."""
         mine, snapshot_id = await begun(place)
-        for condition in ({'unless_any': True}, {'unless_exists': snapshot_id}):
+        for commit in (
+            Commit(rows=[_row()], unless_any=True),
+            Commit(rows=[_row()], unless_exists=snapshot_id),
+        ):
             before = place.raw()
-            await commit_below(mine, Commit(rows=[_row()], **condition))
+            await commit_below(mine, commit)
             assert place.raw() == before
         start = StatusChange(snapshot_id, START, place.clock.now)
         await commit_below(mine, Commit([start], [_row()], unless_any=True))
