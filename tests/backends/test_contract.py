@@ -37,7 +37,7 @@ from graphkeep.testing import (
     StoreContract,
 )
 from tests.backends.faults import Call, FaultyOs
-from tests.counts import count
+from tests.counts import FULL, count
 from tests.rawfile import stored
 
 __all__ = ()
@@ -108,7 +108,13 @@ class TestFile(KeptInStore):
 # --------------------------------------------------------------------------------------------------- stores
 
 
-class TestMemoryStore(StoreContract):
+class Examples(StoreContract):
+    """Few examples of what the state machine may do, and very many when the full counts are asked for."""
+
+    examples = 2000 if FULL else 25
+
+
+class TestMemoryStore(Examples):
     """`MemoryStore` keeps encoded rows; it is its own storage, so there is one for each directory."""
 
     stores: ClassVar[dict[Path, MemoryStore]] = {}
@@ -125,7 +131,7 @@ class TestMemoryStore(StoreContract):
         return RawRun(rows, owner and owner.id)
 
 
-class InFiles(StoreContract, Durable, ManyProcesses, FailsOnDemand):
+class InFiles(Examples, Durable, ManyProcesses, FailsOnDemand):
     """`FileStore` keeps each run in a file."""
 
     kills = count(120)
@@ -168,3 +174,13 @@ def test_contract_is_abstract():
 
     with pytest.raises(TypeError, match=r'Incomplete.*open_store.*read_raw'):
         Incomplete()  # pyright: ignore[reportAbstractUsage]
+
+
+def test_no_clause_hides_another():
+    """The clauses have names of their own, so that none takes the place of another where they are mixed."""
+    owners: dict[str, str] = {}
+    for class_ in InFiles.__mro__:
+        for name in vars(class_):
+            if name.startswith('test_'):
+                assert owners.setdefault(name, class_.__name__) == class_.__name__, name
+    assert len(owners) > 100

@@ -82,7 +82,7 @@ class ComparedStore(RuleBasedStateMachine):
         self._loop.close()
         self._directory.cleanup()
 
-    # ------------------------------------------------------------------------------------------------- helpers
+    # ------------------------------------------------------------------------------------------------ helpers
 
     def _do(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(coroutine)
@@ -117,7 +117,7 @@ class ComparedStore(RuleBasedStateMachine):
         self._nodes += 1
         return Again(self._nodes)
 
-    # ---------------------------------------------------------------------------------------------- invariants
+    # --------------------------------------------------------------------------------------------- invariants
 
     @invariant()
     def the_storage_is_as_the_model(self) -> None:

@@ -62,7 +62,7 @@ class ListingClauses(StoreClauses):
             await begun(place, run_id)
         store = place.store
         listed = page = await store.runs(limit=5)
-        while page:
+        while page and len(listed) <= len(_IDS):
             assert len(page) <= 5
             page = await store.runs(limit=5, after=page[-1] if len(listed) > 5 else page[-1].id)
             listed += page

@@ -76,6 +76,13 @@ class StoreMachine(ComparedStore):
         assert persistence.run_id in wanted, f'one of the runs {wanted} may be handed out'
         self._claimed(self._model.runs[persistence.run_id], known(persistence))
 
+    @precondition(lambda self: bool(self._holds))
+    @rule(index=st.integers(0, 20), number=NUMBERS)
+    def take_over(self, index: int, number: int) -> None:
+        """Let the lease of somebody who has, or had, a node run out, and be handed the node."""
+        self._place.clock.forward(LEASE)
+        self.load_next(self._holds[index % len(self._holds)].run_id, number)
+
     def _claimed(self, run: ModelRun, persistence: StoredStatePersistence[Any, Any]) -> None:
         hold = Hold(persistence, run.last.id)
         self._model.claim(run, hold)
@@ -140,7 +147,18 @@ class StoreMachine(ComparedStore):
     @rule(number=NUMBERS, how=st.sampled_from(['next', 'again', 'end', 'fail', 'interrupt']))
     def finish(self, number: int, how: str) -> None:
         """Let a node return, raise, or be interrupted, perhaps one whose run was taken over."""
-        hold = self._hold(number, started=True)
+        self._finish(self._hold(number, started=True), how)
+
+    @precondition(
+        lambda self: any(hold.node is not None and self._mine(hold) is None for hold in self._holds)
+    )
+    @rule(how=st.sampled_from(['next', 'end', 'fail', 'interrupt']))
+    def finish_late(self, how: str) -> None:
+        """Let a node end whose run was taken over."""
+        late = [hold for hold in self._holds if hold.node is not None and self._mine(hold) is None]
+        self._finish(late[0], how)
+
+    def _finish(self, hold: Hold, how: str) -> None:
         self._holds.remove(hold)
         self._next = self._new_node()
         if how == 'again':  # a node that returns itself keeps its id

@@ -130,7 +130,7 @@ class RacingClauses(StoreClauses):
 
         async def claim(store: Store, _: int) -> list[str]:
             found: list[str] = []
-            while (persistence := await store.claim()) is not None:
+            while len(found) < 4 * RACERS and (persistence := await store.claim()) is not None:
                 place.kept.append(persistence)
                 found.append(persistence.run_id)
             return found

@@ -89,7 +89,22 @@ class RunUnderTest:
 
 @pytest.mark.anyio
 class Clauses(ABC):  # noqa: B024 -- those derived from it have
-    """What every clause starts from."""
+    """What every clause starts from.
+
+    A test class, one whose name begins with `Test`, that lacks a method cannot be defined: pytest passes over
+    abstract classes in silence.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        found = (getattr(cls, name, None) for name in dir(cls))
+        missing = [method for method in found if getattr(method, '__isabstractmethod__', False)]
+        if missing and cls.__name__.startswith('Test'):
+            wanted = ' and '.join(f'`{method.__name__}`' for method in missing if method is not None)
+            raise TypeError(
+                f'{cls.__name__} lacks {wanted}, which {missing[0].__qualname__.partition(".")[0]} asks for: '  # pyright: ignore[reportOptionalMemberAccess]
+                'give what is missing, or call the class something that does not begin with Test.'
+            )
 
     @pytest.fixture(params=LOOPS)
     def anyio_backend(self, request: pytest.FixtureRequest) -> str:
