@@ -322,8 +322,10 @@ def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> O
     """
     writer, fence = commit.writer, ownership.fence
     if writer.fence is not None:
-        if writer.fence != fence or ownership.owner is None:
-            raise OwnershipLostError(run_id, ownership.owner)
+        owner, take = ownership.owner, writer.take
+        # the fences of a run that was deleted and begun anew say the same of other owners
+        if writer.fence != fence or owner is None or (take is not None and take.id != owner.id):
+            raise OwnershipLostError(run_id, owner)
     elif not ownership.is_free(now):
         raise RunOwnedError(run_id, ownership.owner, ownership.expires)
     elif writer.take is not None:

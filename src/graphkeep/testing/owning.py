@@ -172,6 +172,21 @@ class OwningClauses(StoreClauses):
                 await commit_below(mine, Commit(writer=Writer(1, owner, LEASE)))
             assert await ownership_of(other) == before
 
+    async def test_stale_renewal_of_a_run_begun_anew(self, place: StoreUnderTest):
+        """The heartbeat of who had a run that was deleted does not get the one that has its id now."""
+        mine, _ = await begun(place)
+        await mine.load_next()
+        owned = await ownership_of(mine)
+        place.clock.forward(LEASE)
+        await place.store.delete('run')
+        other, _ = await begun(place)
+        await other.load_next()
+        before = await ownership_of(other)
+        with pytest.raises(OwnershipLostError):
+            await commit_below(mine, Commit(writer=Writer(owned.fence, owned.owner, LEASE)))
+        assert await ownership_of(other) == before
+        await other.release()
+
     async def test_renewal(self, place: StoreUnderTest):
         """A renewal by who has the run makes its lease last from now on, and changes nothing else."""
         mine, _ = await begun(place)
