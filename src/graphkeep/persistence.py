@@ -226,8 +226,8 @@ class StatePersistence(
             changes.append(StatusChange(row.record.id, CLAIM))
             try:
                 receipt = await self._commit(Commit(changes=changes))
-            except SnapshotStatusError:
-                continue  # somebody else was faster: look again
+            except (SnapshotStatusError, UnknownSnapshotError):
+                continue  # somebody else was faster, or has deleted the run: look again
             except StorageError as exc:
                 if not _undone(exc):
                     self._claimed |= {row.record.id}

@@ -1,65 +1,65 @@
-"""The contract of persistence, on everything that implements it."""
+"""The contract of persistence and of stores, on everything that implements it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 
+import graphkeep.runfile
 from graphkeep import (
     FileStatePersistence,
     FileStore,
     FullStatePersistence,
     MemoryStore,
     NodeSnapshot,
+    Owner,
     SimpleStatePersistence,
-    StatePersistence,
+    Store,
 )
-from graphkeep.backend import RunBackend
 from graphkeep.commit import Commit, Receipt
-from tests.backends.contract import (
+from graphkeep.file import Durability
+from graphkeep.testing import (
+    Durable,
+    FailsOnDemand,
     KeepsCopies,
     KeepsHistory,
     KeptInStore,
+    ManyProcesses,
     PersistenceContract,
-    Raw,
+    RawRun,
+    RawSnapshot,
     RunUnderTest,
+    StoreContract,
 )
+from tests.backends.faults import Call, FaultyOs
+from tests.counts import FULL, count
 from tests.rawfile import stored
 
 __all__ = ()
 
 
+# ---------------------------------------------------------------------------------------------- single runs
+
+
 def live(persistence: Any) -> RunUnderTest:
     """Return a run in live objects: its one instance is its storage."""
 
-    def raw() -> list[Raw]:
+    def raw() -> list[RawSnapshot]:
         if isinstance(persistence, FullStatePersistence):
             snapshots: Sequence[Any] = cast('Any', persistence).history
         else:
             snapshots = [] if persistence.last_snapshot is None else [persistence.last_snapshot]
-        return [Raw(s.id, s.kind, s.status if isinstance(s, NodeSnapshot) else 'success') for s in snapshots]
+        return [
+            RawSnapshot(s.id, s.kind, s.status if isinstance(s, NodeSnapshot) else 'success')
+            for s in snapshots
+        ]
 
     return RunUnderTest(lambda: persistence, raw, persistence._commit)
-
-
-def backend_of(persistence: StatePersistence[Any, Any]) -> RunBackend:
-    """Return the storage below a persistence."""
-    return cast('Any', persistence)._backend
-
-
-def in_file(open_: Any, path: Path) -> RunUnderTest:
-    """Return a run in a file, which the raw reader reads as the JSON that it and its lock file are."""
-
-    async def commit(commit_: Commit) -> Receipt:
-        return backend_of(open_()).commit(commit_)
-
-    def raw() -> list[Raw]:
-        return [Raw(row['id'], row['kind'], row.get('status', 'success')) for row in stored(path)]
-
-    return RunUnderTest(open_, raw, commit)
 
 
 class TestSimple(PersistenceContract):
@@ -83,20 +83,14 @@ class TestFullByReference(KeepsHistory):
         return live(FullStatePersistence(deep_copy=False))
 
 
-class TestMemoryStore(KeptInStore):
-    """`MemoryStore` keeps encoded rows."""
-
-    def make_run(self, directory: Path) -> RunUnderTest:
-        store = MemoryStore()
-        backend = backend_of(store.run('run'))
-
-        async def commit(commit_: Commit) -> Receipt:
-            return backend.commit(commit_)
-
-        def raw() -> list[Raw]:
-            return [Raw(row.record.id, row.record.kind, row.record.status) for row in backend.rows()]
-
-        return RunUnderTest(lambda: store.run('run'), raw, commit)
+def read_file(path: Path) -> RawRun:
+    """Read a run's file and its lock file as the JSON that they are."""
+    rows = stored(path)
+    owners = [row['graphkeep']['held_by']['id'] for row in rows if 'held_by' in row.get('graphkeep', {})]
+    return RawRun(
+        [RawSnapshot(row['id'], row['kind'], row.get('status', 'success')) for row in rows],
+        owners[-1] if owners else None,
+    )
 
 
 class TestFile(KeptInStore):
@@ -104,30 +98,89 @@ class TestFile(KeptInStore):
 
     def make_run(self, directory: Path) -> RunUnderTest:
         path = directory / 'run.json'
-        return in_file(lambda: FileStatePersistence[Any, Any](path), path)
+
+        async def commit(commit_: Commit) -> Receipt:
+            return cast('Any', FileStatePersistence(path))._backend.commit(commit_)
+
+        return RunUnderTest(lambda: FileStatePersistence(path), lambda: read_file(path).snapshots, commit)
 
 
-class TestFileInThread(KeptInStore):
-    """`FileStatePersistence(durability='full')` waits for the disk, in worker threads."""
-
-    def make_run(self, directory: Path) -> RunUnderTest:
-        path = directory / 'run.json'
-        return in_file(lambda: FileStatePersistence[Any, Any](path, durability='full'), path)
+# --------------------------------------------------------------------------------------------------- stores
 
 
-class TestFileStore(KeptInStore):
+class Examples(StoreContract):
+    """Few examples of what the state machine may do, and very many when the full counts are asked for."""
+
+    examples = 2000 if FULL else 25
+
+
+class TestMemoryStore(Examples):
+    """`MemoryStore` keeps encoded rows; it is its own storage, so there is one for each directory."""
+
+    stores: ClassVar[dict[Path, MemoryStore]] = {}
+
+    def open_store(self, directory: Path, clock: Callable[[], datetime], lease: float) -> Store:
+        return self.stores.setdefault(directory, MemoryStore(clock=clock, lease=lease))
+
+    def read_raw(self, directory: Path, run_id: str) -> RawRun:
+        held: dict[str, Any] = cast('Any', self.stores[directory])._held if directory in self.stores else {}
+        if (run := held.get(run_id)) is None:
+            return RawRun([], None)
+        rows = [RawSnapshot(row.id, row.kind, row.status) for row in run.log.records]
+        owner: Owner | None = run.log.ownership.owner
+        return RawRun(rows, owner and owner.id)
+
+
+class InFiles(Examples, Durable, ManyProcesses, FailsOnDemand):
     """`FileStore` keeps each run in a file."""
 
-    def make_run(self, directory: Path) -> RunUnderTest:
-        store = FileStore(directory / 'runs')
-        return in_file(lambda: store.run('a run'), store.path('a run'))
+    kills = count(120)
+    races = count(100)
+    durability: Durability = 'normal'
+
+    def open_store(self, directory: Path, clock: Callable[[], datetime], lease: float) -> Store:
+        return FileStore(directory / 'runs', clock=clock, lease=lease, durability=self.durability)
+
+    def read_raw(self, directory: Path, run_id: str) -> RawRun:
+        return read_file(FileStore(directory / 'runs').path(run_id))
+
+    @contextmanager
+    def failing(self, directory: Path) -> Generator[None]:
+        def fail(call: Call) -> Any:
+            if call.name in ('write', 'unlink'):
+                raise OSError(28, 'No space left on device')
+            return call()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(graphkeep.runfile, 'os', FaultyOs(fail))
+            yield
+
+
+class TestFileStore(InFiles):
+    """`FileStore` as it comes."""
+
+
+class TestDurableFileStore(InFiles):
+    """`FileStore(durability='full')` waits for the disk, in worker threads."""
+
+    durability = 'full'
 
 
 def test_contract_is_abstract():
-    """Who takes over the contract without saying how to make a run is told so."""
+    """Who takes over the contract without saying how to open and read a store is told so."""
 
-    class Incomplete(KeptInStore):
+    class Incomplete(StoreContract):
         pass
 
-    with pytest.raises(TypeError, match='make_run'):
+    with pytest.raises(TypeError, match=r'Incomplete.*open_store.*read_raw'):
         Incomplete()  # pyright: ignore[reportAbstractUsage]
+
+
+def test_no_clause_hides_another():
+    """The clauses have names of their own, so that none takes the place of another where they are mixed."""
+    owners: dict[str, str] = {}
+    for class_ in InFiles.__mro__:
+        for name in vars(class_):
+            if name.startswith('test_'):
+                assert owners.setdefault(name, class_.__name__) == class_.__name__, name
+    assert len(owners) > 100

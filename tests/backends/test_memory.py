@@ -6,6 +6,7 @@ import json
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import anyio
@@ -245,6 +246,35 @@ async def test_store_from_threads(anyio_backend_name: str):
     assert set(outcomes) <= {1, RunOwnedError}
     history = await store.run('shared').load_history()
     assert [(record.kind, record.attempt) for record in history] == [('node', 1), ('end', 0)]
+
+
+async def test_end_by_the_clock_of_the_store():
+    """A run ends when the store's clock says so, so that how old it is can be told by that clock."""
+    now = datetime(2100, 1, 1, tzinfo=UTC)
+    store = MemoryStore(clock=lambda: now)
+    await run_or_resume(graph, Put(), state=Bag(), deps=1, persistence=store.run('run'))
+    *_, end = await store.history('run')
+    assert end.start_ts == now
+    assert (await store.prune(older_than=timedelta(0))).runs == 0
+    now += timedelta(seconds=1)
+    assert (await store.prune(older_than=timedelta(0))).runs == 1
+
+
+async def test_deleted_while_it_is_claimed():
+    """A run that somebody deletes while `load_next` is at it has nothing to hand out."""
+    store = MemoryStore()
+    await graph.initialize(Put(), store.run('run'), state=Bag())
+    persistence: Any = store.run('run')
+    persistence.set_graph_types(graph)
+    look = persistence._tail
+
+    async def look_and_delete() -> Any:
+        tail = await look()
+        await store.delete('run')
+        return tail
+
+    persistence._tail = look_and_delete
+    assert await persistence.load_next() is None
 
 
 def test_one_run_from_many_threads():
