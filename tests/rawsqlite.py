@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-__all__ = ('integrity', 'stored')
+__all__ = ('integrity', 'owner', 'stored')
 
 _ROWS = """
 SELECT steps.id, kind, coalesce(json_extract(held.value, '$[1]'), steps.status), node
@@ -29,6 +29,15 @@ def stored(path: Path, run_id: str) -> list[dict[str, Any]]:
             {'id': id_, 'kind': kind, 'status': status, 'node': json.loads(node)}
             for id_, kind, status, node in db.execute(_ROWS, (run_id,))
         ]
+
+
+def owner(path: Path, run_id: str) -> str | None:
+    """Return the id of the owner who has the run in hand, `None` if nobody has."""
+    if not stored(path, run_id):
+        return None
+    with closing(sqlite3.connect(path)) as db:
+        (found,) = db.execute('SELECT owner FROM runs WHERE id = ?', (run_id,)).fetchone()
+        return None if found is None else json.loads(found)['id']
 
 
 def integrity(path: Path) -> str:

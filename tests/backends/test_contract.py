@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -19,6 +20,7 @@ from graphkeep import (
     NodeSnapshot,
     Owner,
     SimpleStatePersistence,
+    SqliteStore,
     Store,
 )
 from graphkeep.commit import Commit, Receipt
@@ -36,6 +38,8 @@ from graphkeep.testing import (
     RunUnderTest,
     StoreContract,
 )
+from tests import rawsqlite
+from tests.backends import sqlfaults
 from tests.backends.faults import Call, FaultyOs
 from tests.counts import FULL, count
 from tests.rawfile import stored
@@ -162,6 +166,45 @@ class TestFileStore(InFiles):
 
 class TestDurableFileStore(InFiles):
     """`FileStore(durability='full')` waits for the disk, in worker threads."""
+
+    durability = 'full'
+
+
+class InSqlite(Examples, Durable, ManyProcesses, FailsOnDemand):
+    """`SqliteStore` keeps all runs in one file."""
+
+    kills = count(120)
+    races = count(100)
+    durability: Durability = 'normal'
+
+    def open_store(self, directory: Path, clock: Callable[[], datetime], lease: float) -> Store:
+        return SqliteStore(directory / 'runs.db', clock=clock, lease=lease, durability=self.durability)
+
+    def read_raw(self, directory: Path, run_id: str) -> RawRun:
+        path = directory / 'runs.db'
+        rows = rawsqlite.stored(path, run_id)
+        return RawRun(
+            [RawSnapshot(row['id'], row['kind'], row['status']) for row in rows],
+            rawsqlite.owner(path, run_id),
+        )
+
+    @contextmanager
+    def failing(self, directory: Path) -> Generator[None]:
+        def fail(*_: object) -> Any:
+            raise sqlfaults.failing(sqlite3.SQLITE_FULL, 'database or disk is full')
+
+        with pytest.MonkeyPatch.context() as patch:
+            for where in ('sqlrun._write_run', 'sqlite.insert', 'sqlite.delete', 'sqlite.trim'):
+                patch.setattr(f'graphkeep.{where}', fail)
+            yield
+
+
+class TestSqliteStore(InSqlite):
+    """`SqliteStore` as it comes."""
+
+
+class TestDurableSqliteStore(InSqlite):
+    """`SqliteStore(durability='full')` waits for the disk, in worker threads."""
 
     durability = 'full'
 

@@ -153,7 +153,7 @@ async def commit_below(persistence: StoredStatePersistence[Any, Any], commit: Co
     """Commit below the persistence, as whom the commit names."""
     backend = backend_of(persistence)
     func = partial(backend.commit, commit)
-    how = Calling(persistence.run_id, 10, backend.prompt, queues=False, stubborn=True)
+    how = Calling(persistence.run_id, 10, inline=False, stubborn=True)
     receipt, interrupted = await call(func, partial(submit, func), how)
     if interrupted is not None:
         raise interrupted
