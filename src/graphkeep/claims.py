@@ -39,6 +39,7 @@ class Claims:
         self.mutex = threading.Lock()
         self.in_hand: set[str] = set()
         self.fence: int | None = None
+        self.keeping = False  # the run, also between two of its steps
         self._hold: heartbeat.Hold | None = None
         self._guards: set[NodeGuard] = set()
         # weakly: a persistence that nobody has any more must not keep its run
@@ -53,10 +54,7 @@ class Claims:
         self._guards.discard(guard)
 
     def keep(self, in_hand: set[str], fence: int) -> None:
-        """Know what is in hand now, and keep the run as long as anything is."""
-        if not in_hand:
-            self.forget()
-            return
+        """Know what is in hand now, and renew the lease from now on."""
         self.in_hand, self.fence = in_hand, fence
         if self._hold is None:
             self._hold = heartbeat.Hold(self.lease / 3, *self._beat)
@@ -66,6 +64,7 @@ class Claims:
         """Have nothing in hand any more."""
         self.in_hand = set()
         self.fence = None
+        self.keeping = False
         if self._hold is not None:
             heartbeat.keeper.drop(self._hold)
             self._hold = None
@@ -109,12 +108,13 @@ class _Write(Turn):
 class Commitment(_Write):
     """A commit of the instance, to which it is added who makes it."""
 
-    __slots__ = ('_commit', '_in_hand')
+    __slots__ = ('_commit', '_gives_up', '_in_hand')
 
     def __init__(self, claims: Claims, commit: Commit):
         self._claims = claims
         self._commit = commit
         self._in_hand = claims.in_hand
+        self._gives_up = False
 
     def open(self) -> Commit:
         """Add who makes it, or refuse what this instance does not have in hand."""
@@ -135,12 +135,23 @@ class Commitment(_Write):
                     raise RunOwnedError(claims.backend.run_id, claims.owner, None)
                 take = claims.owner
         self._in_hand = in_hand
-        give_up = not in_hand and (claims.fence is not None or take is not None)
-        return self._commit.by(Writer(claims.fence, take, claims.lease, give_up, claims.owner.id))
+        has = claims.fence is not None or take is not None
+        self._gives_up = has and not in_hand and not (claims.keeping and self._goes_on())
+        return self._commit.by(Writer(claims.fence, take, claims.lease, self._gives_up, claims.owner.id))
+
+    def _goes_on(self) -> bool:
+        """Whether there is something to go on with after this."""
+        ends = any(row.record.kind == 'end' for row in self._commit.rows)
+        return not ends and bool(
+            self._commit.rows or any(c.transition is SUCCEED for c in self._commit.changes)
+        )
 
     def settle(self, receipt: Receipt) -> None:
         """Know what is in hand now."""
-        self._claims.keep(self._in_hand, receipt.fence)
+        if self._gives_up or not (self._in_hand or self._claims.keeping):
+            self._claims.forget()
+        else:
+            self._claims.keep(self._in_hand, receipt.fence)
 
     def fail(self, exc: Exception) -> None:
         """Have nothing in hand any more if the run is lost."""

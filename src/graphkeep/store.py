@@ -226,8 +226,9 @@ class Store(ABC):
         """Take one resumable run in hand, so that several processes can share the work.
 
         A run is resumable if it waits, was asked to be retried, or was left by an owner who is gone. It is
-        this process's from here on, until its next step has ended; give what is returned to `run_or_resume`,
-        or `release()` it. Those that were unchanged the longest come first, roughly.
+        this owner's from here on, also between its steps: until it has ended, failed, was interrupted or
+        released, or what is returned is gone with its process or before. Give that to `run_or_resume`, or
+        `release()` it. Runs that were unchanged the longest come first, roughly.
 
         Args:
             graph: Only runs of a graph with this name.

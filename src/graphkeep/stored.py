@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -17,7 +18,8 @@ from .backend import LockBusy, RunBackend
 from .calls import Calling, call
 from .claims import Claims, Commitment, NodeGuard
 from .codec import Codec
-from .commit import About, Commit, Receipt, Row, Tail
+from .commit import About, Commit, Receipt, Row, StepRecord, Tail
+from .errors import OwnershipLostError
 from .guard import Guard
 from .names import check_tags
 from .offload import submit
@@ -166,6 +168,35 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         return value
 
     # ------------------------------------------------------------------------------------------- ownership
+
+    async def claim(self) -> StepRecord | None:
+        """Take the run and its next node in hand, without decoding it, for the next `load_next` to hand out.
+
+        What `Store.claim` does with a run. The run is this instance's from here on, also between its steps:
+        until it ends, fails or is interrupted, until `release`, or until this object or its process is gone.
+
+        Returns:
+            What is known of the node, or `None` if there is none; `why_unresumable` says why.
+
+        Raises:
+            RunOwnedError: if there is one, and another living owner has the run.
+        """
+        self._claims.keeping = True
+        record = None
+        try:
+            record = await super().claim()
+        finally:
+            if record is None:
+                self._claims.keeping = False
+        return record
+
+    async def release(self) -> None:
+        """Give back what `load_next` handed out and was never run, and a run that was claimed."""
+        self._claims.keeping = False
+        await super().release()
+        if self._claims.fence is not None and not self._claims.in_hand:
+            with suppress(OwnershipLostError):  # then it is not this instance's to give back
+                await self._land(Commit(must_land=True))
 
     def _now(self) -> datetime:
         return self._backend.clock()

@@ -54,6 +54,41 @@ STATUSES: tuple[SnapshotStatus, ...] = get_args(SnapshotStatus)
 WORKERS, RUNS = 16, 200
 
 
+async def test_kept_between_steps(shelf: Shelf):
+    """A run that was claimed is its owner's from its first step to its last, and nobody's afterwards."""
+    store = await shelf.open()
+    await begin(store, 'run', steps=1)
+    claimed = await store.claim()
+    assert claimed is not None
+    other = await shelf.open()
+    async with iter_or_resume(count_up, persistence=claimed) as run:
+        async for _ in run:
+            if run.result is None:
+                known = await info(other, 'run')
+                assert known.owner is not None
+                assert not known.resumable
+                assert await other.claim() is None
+                with pytest.raises(RunOwnedError):
+                    await run_or_resume(count_up, persistence=other.run('run'))
+    assert (await info(other, 'run')).owner is None
+
+
+async def test_released_between_steps(shelf: Shelf):
+    """A run that was claimed is anybody's again when it is left, or released, between two steps."""
+    store = await shelf.open()
+    await begin(store, 'run', steps=1)
+    for leave in (True, False):
+        claimed = await store.claim()
+        assert claimed is not None
+        async with iter_or_resume(count_up, persistence=claimed) as run:
+            await run.next()
+            if not leave:
+                await claimed.release()
+                assert (await info(store, 'run')).owner is None
+        assert (await info(store, 'run')).owner is None
+    assert (await run_or_resume(count_up, persistence=(await shelf.open()).run('run'))).output == ANSWER
+
+
 async def fill(store: Store, runs: int) -> list[str]:
     """Store as many runs as there are to be claimed."""
     await begin(store, 'model', steps=1)

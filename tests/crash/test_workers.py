@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,12 +14,13 @@ import anyio
 import pytest
 from pydantic_graph import BaseNode, End, GraphRunContext
 
-from graphkeep import FileStore, Graph, RunOwnedError, Store, current_step, run_or_resume
+from graphkeep import FileStore, Graph, SqliteStore, Store, current_step, run_or_resume
 from tests.counts import FULL, count
 from tests.crash.children import child, heard
 
 STORES: dict[str, tuple[Callable[[Path], Store], int]] = {
     'file': (lambda directory: FileStore(directory / 'runs'), count(100)),
+    'sqlite': (lambda directory: SqliteStore(directory / 'runs.db'), count(1000)),
 }
 """Every store that processes share, and how many runs there are; a directory is listed for each claim."""
 WORKERS = 16 if FULL else 4
@@ -86,8 +87,7 @@ def _work(name: str, directory: Path, hang_at: int | None, parent: Connection) -
         async with STORES[name][0](directory) as store:
             while True:
                 if (run := await store.claim(graph='work')) is not None:
-                    with suppress(RunOwnedError):  # between two steps a run is anybody's
-                        await run_or_resume(work_graph, deps=workshop, persistence=run)
+                    await run_or_resume(work_graph, deps=workshop, persistence=run)
                 elif await store.runs(status=['created', 'pending', 'running'], limit=1):
                     await anyio.sleep(0.01)  # the rest is in the hands of others, who may be killed yet
                 else:
@@ -111,14 +111,18 @@ async def _check(name: str, directory: Path, run_ids: list[str], killed: int | N
     """Check that every run has its right result, and one was at it at a time; return how attempts ended."""
     began: Counter[tuple[str, int]] = Counter()
     at_it: dict[str, str] = {}
+    whose: dict[str, set[str]] = {run_id: set() for run_id in run_ids}
     for line in (directory / 'log').read_text().splitlines():
         what, run_id, seq, pid = line.split()
+        if pid != str(killed):
+            whose[run_id].add(pid)
         if what == 'begin':
             began[run_id, int(seq)] += 1
             assert at_it.get(run_id) in (None, str(killed)), f'two processes were at run {run_id} at once'
             at_it[run_id] = pid
         else:
             assert at_it.pop(run_id) == pid, f'two processes were at run {run_id} at once'
+    assert {len(pids) for pids in whose.values()} == {1}, 'a run went from one living process to another'
     outcomes: Counter[str] = Counter()
     async with STORES[name][0](directory) as store:
         assert [run.id for run in await store.runs(status='success', limit=len(run_ids) + 1)] == run_ids
