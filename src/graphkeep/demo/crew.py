@@ -74,11 +74,13 @@ class Crew(Telling):
 
     def tell(self) -> int:
         """Tell the story, and return the exit code."""
-        months = 2 * self.workers if self.workers > 1 else 3
-        workers = '1 process works' if self.workers == 1 else f'{self.workers} processes work'
+        months = self.workers + 3
+        workers = f'{self.workers} processes work on them, and one is killed'
+        if self.workers == 1:
+            workers = 'A process works on them, and is killed'
         self.view.say(
             f"A small shop's reports of {months} months are to be made. Each is a run of one graph, and one "
-            f'SQLite file has them all. {workers} on them. One is killed in the middle of a step.'
+            f'SQLite file has them all. {workers} in the middle of a step.'
         )
         firsts = [date(_YEAR + month // 12, month % 12 + 1, 1) for month in range(months)]
         evidence = CrewEvidence({f'{first:%Y-%m}': first for first in firsts})

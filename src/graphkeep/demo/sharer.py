@@ -1,4 +1,4 @@
-"""One of several processes that share the runs of a store: it claims one, goes on with it, claims the next."""
+"""One of several processes that share the runs of a store: it claims one, goes on with it, and so on."""
 
 from __future__ import annotations
 

@@ -122,9 +122,7 @@ def run_story(
     try:
         return story(view, file, [*command, str(file)]).tell()
     except KeyboardInterrupt:
-        view.say(
-            'Interrupted: every process that ran the graph was stopped. What is stored is in', tone='bad'
-        )
+        view.say('Interrupted: what ran the graph was stopped. What is stored so far is in', tone='bad')
         view.show(str(file))
         return 130
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 import anyio
 
@@ -12,8 +13,9 @@ from .events import Event, Kind
 
 __all__ = ('LEASE', 'Watcher', 'say')
 
-LEASE = 3.0
-"""How long a run stays a process's; outside Linux it cannot be seen that one is gone, and this is waited for."""
+LEASE: Final = 3.0
+"""How long a run stays a process's, in seconds; outside Linux it cannot be seen that one is gone, and this is
+waited for."""
 
 
 class Watcher:
@@ -21,7 +23,7 @@ class Watcher:
 
     Args:
         run_id: The run.
-        pause: How long each piece of work takes longer than it has to, in seconds, so that a person can follow.
+        pause: How long to wait at each piece of work, in seconds, so that a person can follow.
     """
 
     def __init__(self, run_id: str, pause: float):
