@@ -42,7 +42,7 @@ def run_demo(
 class OneRun(Telling):
     """Tells of one run."""
 
-    query = 'SELECT seq, node_id, status, attempt, owner FROM steps'
+    query = 'SELECT seq, node_id, status, attempt FROM steps'
 
     def tell(self) -> int:
         """Tell the story, and return the exit code."""
