@@ -82,7 +82,7 @@ def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as exc:  # it is a file, and "File exists" would be said of the store's
-        raise NotADirectoryError(errno.ENOTDIR, f'{path} is not a directory') from exc
+        raise NotADirectoryError(errno.ENOTDIR, f'Not a directory: {path}') from exc
 
 
 def _look(db: sqlite3.Connection, path: Path) -> None:

@@ -34,7 +34,7 @@ async def test_a_file_in_place_of_the_directory_is_named(tmp_path: Path):
     file.write_text('mine')
     error = await opening(file / 'runs.db')
     assert error.errno == errno.ENOTDIR
-    assert f'{file} is not a directory' in str(error)
+    assert f'Not a directory: {file}' in str(error)
     assert file.read_text() == 'mine'
 
 
