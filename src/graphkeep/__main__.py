@@ -8,18 +8,25 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Final
 
 from . import _host
 
 __all__ = ('main',)
 
+_MOST_WORKERS: Final = 16
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     options = _parser().parse_args(argv)
-    from .demo.story import run_demo  # the demo is not needed to tell a version, nor to print the help
+    # the demo is not needed to tell a version, nor to print the help
+    from .demo.crew import run_crew_demo
+    from .demo.story import run_demo
 
-    return run_demo(options.directory)
+    if options.workers is None:
+        return run_demo(options.directory)
+    return run_crew_demo(options.workers, options.directory)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,15 +35,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=_version())
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    text = 'Run a graph in a process of its own, kill that in the middle of a step, and go on in another one.'
+    text = (
+        'Run a graph in a process of its own, kill that in the middle of a step, and go on in another one. '
+        'With --workers, several processes share several runs, and one of them is killed.'
+    )
     demo = commands.add_parser('demo', help='show a run that survives kill -9', description=text)
     demo.add_argument(
         '--directory',
         type=Path,
         metavar='DIR',
-        help='where to keep the run; by default a new temporary directory, which stays',
+        help='where to keep the store; by default a new temporary directory, which stays',
+    )
+    demo.add_argument(
+        '--workers',
+        type=_workers,
+        metavar='N',
+        help=f'how many processes share the runs, from 1 to {_MOST_WORKERS}',
     )
     return parser
+
+
+def _workers(text: str) -> int:
+    """Return the number of workers that is asked for."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MOST_WORKERS):
+        raise argparse.ArgumentTypeError(f'must be a number from 1 to {_MOST_WORKERS}, not {text!r}')
+    return int(text)
 
 
 def _version() -> str:

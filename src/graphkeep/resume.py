@@ -99,7 +99,10 @@ async def iter_or_resume(
     is yielded at its end. A node that was loaded and not run is given back on leaving.
     """
     if not isinstance(persistence, StatePersistence):
-        raise TypeError(f'persistence must be a graphkeep.StatePersistence, got {persistence!r}')
+        raise TypeError(
+            f'persistence must be a graphkeep.StatePersistence, got {persistence!r}: '
+            'give a persistence of graphkeep, or of a store `store.run(run_id)`.'
+        )
     if infer_name:
         _name(graph, _caller(inspect.currentframe()))
     persistence.set_graph_types(graph)

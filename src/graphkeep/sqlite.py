@@ -71,6 +71,8 @@ class SqliteStore(Store):
             raise ValueError(f"durability must be 'normal' or 'full', got {durability!r}")
         if not busy_timeout >= 0:
             raise ValueError(f'busy_timeout must be 0 seconds or more, got {busy_timeout!r}')
+        if str(path) == ':memory:':
+            raise ValueError("SqliteStore keeps a file, and ':memory:' names none: take MemoryStore()")
         self.path = Path(path)
         self.clock = clock
         self._lock_timeout = busy_timeout

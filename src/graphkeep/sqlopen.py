@@ -16,6 +16,7 @@ from .sqlschema import APPLICATION_ID, MIGRATIONS
 
 __all__ = ('open_file', 'ours', 'translated')
 
+_OLDEST: Final = 3, 37  # the first that has STRICT tables
 _MODE: Final = 0o600
 _PAGE: Final = 2048  # bytes: a step changes little, and what it changes is written in whole pages
 _ERRNO: Final = {
@@ -38,6 +39,10 @@ def open_file(path: Path) -> sqlite3.Connection:
         StorageError: if it cannot be opened.
         LockBusy: if somebody else is making or changing it this very moment.
     """
+    if sqlite3.sqlite_version_info < _OLDEST:
+        needed = '.'.join(map(str, _OLDEST))
+        found = f'this Python has SQLite {sqlite3.sqlite_version}, and a store needs {needed} or newer'
+        raise StorageError(str(path), 'open', OSError(errno.ENOSYS, found))
     _make(path)
     db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     db.text_factory = _decoded
@@ -61,14 +66,23 @@ def _make(path: Path) -> None:
     """Make an empty file for its owner only, with its directory, if there is none."""
     try:
         if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            raise IsADirectoryError(
+                errno.EISDIR, 'Is a directory: give the path of a file, such as runs.db in it'
+            )
         if path.exists():
             return  # and not opened: to close it again would drop every lock that this process has on it
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_directory(path.parent)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, _MODE))
     except OSError as exc:
         raise StorageError(str(path), 'open', exc) from exc
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as exc:  # it is a file, and "File exists" would be said of the store's
+        raise NotADirectoryError(errno.ENOTDIR, f'Not a directory: {path}') from exc
 
 
 def _look(db: sqlite3.Connection, path: Path) -> None:

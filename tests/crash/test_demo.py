@@ -17,15 +17,17 @@ from typing import Final
 import anyio
 import pytest
 
-from graphkeep import FileStatePersistence, FullStatePersistence, SnapshotStatus, StepRecord
+from graphkeep import FullStatePersistence, SnapshotStatus, SqliteStore, StepRecord
 from graphkeep.__main__ import main
 from graphkeep.commit import Attempt
-from graphkeep.demo import story
+from graphkeep.demo import story, telling
 from graphkeep.demo.child import Child
 from graphkeep.demo.events import Event
 from graphkeep.demo.graph import ReadOrders, Report, report_graph, unwatched
 from graphkeep.demo.verdict import Evidence, checks, steps_table
 from graphkeep.demo.view import WIDTH, PlainView, RichView, View, new_view
+from graphkeep.demo.worker import RUN
+from tests.crash.demos import AS_INSTALLED, WITHOUT_RICH, plain, run_demo_in
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='the demo needs SIGKILL')
 
@@ -38,16 +40,6 @@ STEPS: Final = [
     'PredictSales',
     'WriteReport',
 ]
-WITHOUT_RICH: Final = (
-    'import sys; sys.modules["rich"] = None; sys.modules["rich.console"] = None\n'
-    'from graphkeep.__main__ import main; sys.exit(main(sys.argv[1:]))'
-)
-
-
-def plain() -> tuple[View, io.StringIO]:
-    """Return a view that writes plain text, and where."""
-    out = io.StringIO()
-    return PlainView(out), out
 
 
 def rich(*, terminal: bool = False) -> tuple[View, io.StringIO]:
@@ -60,24 +52,14 @@ def rich(*, terminal: bool = False) -> tuple[View, io.StringIO]:
 # -------------------------------------------------------------------------------------------- the real thing
 
 
-@pytest.mark.parametrize(
-    'command', [('-m', 'graphkeep'), ('-c', WITHOUT_RICH)], ids=['as-installed', 'no-rich']
-)
+@pytest.mark.parametrize('command', [AS_INSTALLED, WITHOUT_RICH], ids=['as-installed', 'no-rich'])
 def test_the_demo_shows_a_run_that_survives_its_process(command: tuple[str, ...], tmp_path: Path):
-    """The demo exits with 0, and its text and its file tell the same: one step ran twice, the others once."""
-    done = subprocess.run(
-        [sys.executable, *command, 'demo', '--directory', str(tmp_path)],
-        capture_output=True,
-        encoding='utf-8',
-        timeout=100,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, '')
-    text = done.stdout
+    """The demo exits with 0, and its text and its store tell the same: one step ran twice, no other did."""
+    text = run_demo_in(tmp_path, command)
     assert '\x1b' not in text, 'no colours where there is no terminal'
     assert all(len(line) <= WIDTH for line in text.splitlines() if str(tmp_path) not in line)
 
-    records = anyio.run(FileStatePersistence(tmp_path / 'report.json').load_history)
+    records = anyio.run(SqliteStore(tmp_path / 'runs.db').history, RUN)
     assert [record.node_id for record in records] == [*STEPS, 'End']
     assert [record.attempt for record in records] == [1, 1, 1, 1, 1, 2, 1, 0]
     assert [a.outcome for a in records[5].attempts] == ['recovered', 'success']
@@ -93,8 +75,37 @@ def test_the_demo_shows_a_run_that_survives_its_process(command: tuple[str, ...]
     assert told.count('finished and saved') == len(STEPS)
     assert len(re.findall(r'^  yes  ', text, re.MULTILINE)) == 5
     assert 'NO' not in text
-    assert f'python -m json.tool {tmp_path / "report.json"}' in text
     assert 'docs/tutorial.md' in text
+
+    asked = re.search(r'^    (\S.* \\\n .*)$', text, re.MULTILINE)
+    assert asked is not None
+    assert '\n6|PredictSales|success|2\n' in output_of(asked[1])
+
+
+def output_of(command: str) -> str:
+    """Return what a command prints that the demo has printed."""
+    command = re.sub(r'^python ', f'{sys.executable} ', command)
+    return subprocess.run(['sh', '-c', command], capture_output=True, encoding='utf-8', check=True).stdout  # noqa: S607
+
+
+@pytest.mark.anyio
+async def test_a_store_can_be_asked_where_there_is_no_sqlite3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Without the command sqlite3 a command of Python's is shown that does the same."""
+    file = tmp_path / "it's here.db"
+    async with SqliteStore(file) as store:
+        await report_graph.initialize(ReadOrders(), store.run('one'), state=Report())
+
+    def nowhere(command: str) -> None:
+        return None
+
+    monkeypatch.setattr(telling.shutil, 'which', nowhere)
+    view, out = plain()
+    story.OneRun(view, file, ()).verdict([])
+    asked = re.search(r'^    (python (?:.|\n)*)\nRead next', out.getvalue(), re.MULTILINE)
+    assert asked is not None
+    assert 'ReadOrders' in output_of(asked[1])
 
 
 def test_ctrl_c_leaves_no_process_behind(tmp_path: Path):
@@ -115,7 +126,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path):
     text, errors = demo.communicate(timeout=60)
     assert (demo.returncode, errors) == (130, '')
     assert 'Interrupted' in text
-    assert str(tmp_path / 'report.json') in text
+    assert str(tmp_path / 'runs.db') in text
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
 
@@ -165,7 +176,8 @@ import sys, pathlib
 from graphkeep.demo import worker
 file = pathlib.Path(sys.argv[1])
 if (file.parent / 'second-process.log').exists():
-    file.unlink()
+    for part in file.parent.glob('runs.db*'):
+        part.unlink()
 worker.main()
 """
 
@@ -183,13 +195,15 @@ def test_a_second_process_that_starts_anew_is_found_out(tmp_path: Path):
 
 
 @pytest.mark.parametrize('which', ['first', 'second'])
-def test_a_damaged_file_is_told(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A file that cannot be read after a process has ended is told, with its place, and exits with 1."""
+def test_a_damaged_store_is_told(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A store that cannot be read after a process has ended is told, with its place, and exits with 1."""
     real, name = story.recorded, f'{which}-process.log'
 
     def damage(file: Path) -> None:
         if (file.parent / name).exists():
-            file.write_bytes(b'{')
+            for part in file.parent.glob('runs.db-*'):
+                part.unlink()
+            file.write_bytes(b'{' * 4096)
 
     async def after_damage(file: Path) -> list[StepRecord]:
         damage(file)
@@ -198,18 +212,21 @@ def test_a_damaged_file_is_told(which: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(story, 'recorded', after_damage)
     view, out = plain()
     assert story.run_demo(tmp_path, view=view) == 1
-    assert 'The file could not be read' in out.getvalue()
+    assert 'The store could not be read' in out.getvalue()
+    assert 'is not a database' in ' '.join(out.getvalue().split())
 
 
-def test_an_unreadable_result_is_told(tmp_path: Path):
+@pytest.mark.anyio
+async def test_an_unreadable_result_is_told(tmp_path: Path):
     """A result that is not the graph's is told and exits with 1."""
-    file = tmp_path / 'report.json'
-    file.write_text(
-        '[{"state": 1, "result": {"data": 2}, "ts": "2026-01-01T00:00:00Z", "kind": "end", "id": "end:1"}]'
-    )
+    file = tmp_path / 'runs.db'
+    async with SqliteStore(file) as store:
+        await store.import_run(
+            '[{"state": 1, "result": {"data": 2}, "ts": "2026-01-01T00:00Z", "kind": "end", "id": "end:1"}]',
+            run_id=RUN,
+        )
     view, out = plain()
-    telling = story.Telling(view, file, ())
-    assert telling.ending(Evidence(file)) == 1
+    assert await anyio.to_thread.run_sync(story.OneRun(view, file, ()).ending, Evidence(file)) == 1
     assert 'The result could not be read' in out.getvalue()
 
 
@@ -225,13 +242,13 @@ def test_a_process_that_hangs_is_given_up(tmp_path: Path):
 # ------------------------------------------------------------------------------------------------ beforehand
 
 
-def test_a_directory_that_has_a_run_is_left_alone(tmp_path: Path):
-    """The demo does not go on with somebody else's run, nor overwrite it."""
-    file = tmp_path / 'report.json'
+def test_a_directory_that_has_a_store_is_left_alone(tmp_path: Path):
+    """The demo does not go on with somebody else's runs, nor overwrite them."""
+    file = tmp_path / 'runs.db'
     file.write_text('mine')
     view, out = plain()
     assert story.run_demo(tmp_path, view=view) == 1
-    assert 'There is a run already' in out.getvalue()
+    assert 'There is a store already' in out.getvalue()
     assert file.read_text() == 'mine'
 
 
@@ -255,17 +272,17 @@ def test_by_default_the_run_is_kept_in_a_temporary_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Without `--directory` a new temporary directory is made, and its path printed, whatever happens."""
-    monkeypatch.setattr(story.tempfile, 'tempdir', str(tmp_path))
+    monkeypatch.setattr(telling.tempfile, 'tempdir', str(tmp_path))
 
-    def tell(file: Path, view: View, worker: object) -> int:
-        view.show(str(file))
+    def tell(self: story.OneRun) -> int:
+        self.view.show(str(self.file))
         return 0
 
-    monkeypatch.setattr(story, 'tell', tell)
+    monkeypatch.setattr(story.OneRun, 'tell', tell)
     assert main(['demo']) == 0
     (made,) = tmp_path.iterdir()
     assert made.name.startswith('graphkeep-demo-')
-    assert str(made / 'report.json') in capsys.readouterr().out
+    assert str(made / 'runs.db') in capsys.readouterr().out
 
 
 def test_the_version_names_both_packages(capsys: pytest.CaptureFixture[str]):
@@ -335,7 +352,7 @@ def test_the_table_has_a_row_for_each_attempt():
 def test_nothing_seen_is_nothing_held(tmp_path: Path):
     """Without evidence no promise counts as kept."""
     assert not any(
-        check.held for check in checks(Evidence(tmp_path / 'none.json')) if 'Exactly' not in check.text
+        check.held for check in checks(Evidence(tmp_path / 'none.db')) if 'Exactly' not in check.text
     )
 
 
@@ -390,11 +407,12 @@ def test_rich_is_used_where_it_is_installed(installed: bool, monkeypatch: pytest
 
 
 WAITS: Final = """
-import sys, pathlib, anyio
-from graphkeep import FileStatePersistence
+import sys, anyio
+from graphkeep import SqliteStore
 from graphkeep.demo.graph import ReadOrders, Report, report_graph
+from graphkeep.demo.worker import RUN
 async def main():
-    persistence = FileStatePersistence(sys.argv[1], lease=1.0)
+    persistence = SqliteStore(sys.argv[1], lease=1.0).run(RUN)
     await report_graph.initialize(ReadOrders(), persistence, state=Report())
     await persistence.load_next()
     print('claimed', flush=True)
@@ -405,7 +423,7 @@ anyio.run(main)
 
 def test_a_worker_waits_while_another_process_has_the_run(tmp_path: Path):
     """Where the run is owned, the worker says that it waits, and goes on when the owner is gone."""
-    file = tmp_path / 'report.json'
+    file = tmp_path / 'runs.db'
     with subprocess.Popen([sys.executable, '-c', WAITS, str(file)], stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b'claimed\n'

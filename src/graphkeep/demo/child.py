@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 from types import TracebackType
 
 from .events import Event
@@ -28,6 +28,7 @@ class Child:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, encoding='utf-8'
             )
+        self._reader: Thread | None = None
         self._timer = Timer(patience, self._process.kill)
         self._timer.daemon = True
         self._timer.start()
@@ -42,6 +43,19 @@ class Child:
         for line in self._process.stdout or ():
             if (event := Event.from_line(line)) is not None:
                 yield event
+
+    def report_to(self, told: Callable[[Event | None], None]) -> None:
+        """Pass on what it says from a thread, and `None` at its end."""
+
+        def read() -> None:
+            try:
+                for event in self.events():
+                    told(event)
+            finally:
+                told(None)
+
+        self._reader = Thread(target=read, daemon=True)
+        self._reader.start()
 
     def kill(self) -> None:
         """Kill it with SIGKILL."""
@@ -65,5 +79,7 @@ class Child:
     ) -> None:
         self._timer.cancel()
         self.kill()
+        if self._reader is not None:
+            self._reader.join()
         if self._process.stdout is not None:
             self._process.stdout.close()

@@ -8,8 +8,9 @@ from typing import Literal
 
 __all__ = ('Event', 'Kind')
 
-Kind = Literal['started', 'progress', 'saved', 'waiting']
-"""A step began, a piece of it is done, its result is saved, or the run is another process's still."""
+Kind = Literal['started', 'progress', 'saved', 'waiting', 'finished', 'left']
+"""A step began, a piece of it is done, its result is saved, the run is another process's still, it has come
+to its end here, or another process went on with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,8 @@ class Event:
     """What happened."""
     pid: int
     """The process."""
+    run: str = ''
+    """The run."""
     step: str = ''
     """The step's name."""
     seq: int = 0

@@ -1,14 +1,15 @@
 """A small shop's monthly report, as a graph: read the orders, check and correct them, add up, predict, write.
 
-The orders are made up, always the same ones; the work on them is real. Each node does its work in pieces and
-says so in between, so that somebody can watch, and interrupt it in the middle.
+The orders are made up, for a month always the same ones; the work on them is real. Each node does its work in
+pieces and says so in between, so that somebody can watch, and interrupt it in the middle.
 """
 
 from __future__ import annotations
 
 import random
+from calendar import monthrange
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from decimal import Decimal
 from statistics import quantiles
 from typing import Final, Protocol
@@ -25,8 +26,6 @@ _PRICES: Final = {
     'cups': Decimal('24.00'),
     'kettle': Decimal('59.00'),
 }
-_MONTH: Final = date(2026, 4, 1)
-_DAYS: Final = 30
 _ORDERS: Final = 360
 _BATCHES: Final = 20
 _MONTHS_A_BATCH: Final = 100
@@ -59,6 +58,7 @@ class Order:
 class Report:
     """The state of the graph."""
 
+    month: date = date(2026, 4, 1)
     orders: list[Order] = field(default_factory=lambda: list[Order]())
     corrected: int = 0
     sales: dict[str, Decimal] = field(default_factory=lambda: dict[str, Decimal]())
@@ -75,7 +75,7 @@ class ReadOrders(BaseNode[Report, Progress, str]):
     async def run(self, ctx: Context) -> CheckOrders:
         """Read them in six batches."""
         size = _ORDERS // 6
-        lines = _exported()
+        lines = _exported(ctx.state.month)
         for piece in range(6):
             await ctx.deps(piece, 6)
             ctx.state.orders += lines[piece * size : (piece + 1) * size if piece < 5 else None]
@@ -137,14 +137,14 @@ class PredictSales(BaseNode[Report, Progress, str]):
 
     async def run(self, ctx: Context) -> WriteReport:
         """Put together thousands of possible months from the days of this one."""
-        days = [Decimal()] * _DAYS
+        days = [Decimal()] * _days(ctx.state.month)
         for order in ctx.state.orders:
-            days[(order.day - _MONTH).days] += _worth(order)
+            days[order.day.day - 1] += _worth(order)
         months: list[Decimal] = []
         for batch in range(_BATCHES):
             await ctx.deps(batch, _BATCHES)
             dice = random.Random(batch)  # noqa: S311 - the same dice each time, for the same result each time
-            months += [sum(dice.choices(days, k=_DAYS), Decimal()) for _ in range(_MONTHS_A_BATCH)]
+            months += [sum(dice.choices(days, k=len(days)), Decimal()) for _ in range(_MONTHS_A_BATCH)]
         tenths = quantiles(months, n=10)
         ctx.state.likely = round(tenths[0], -1), round(tenths[-1], -1)
         return WriteReport()
@@ -160,7 +160,7 @@ class WriteReport(BaseNode[Report, Progress, str]):
         state = ctx.state
         low, high = state.likely or (Decimal(), Decimal())
         lines = [
-            f'{_MONTH:%B %Y}: {len(state.orders)} orders, {state.corrected} corrected',
+            f'{state.month:%B %Y}: {len(state.orders)} orders, {state.corrected} corrected',
             *(f'{product:<8}{amount:>11,.2f} EUR' for product, amount in state.sales.items()),
             f'{"total":<8}{sum(state.sales.values(), Decimal()):>11,.2f} EUR',
             f'next month likely between {low:,.0f} and {high:,.0f} EUR',
@@ -181,13 +181,17 @@ def _worth(order: Order) -> Decimal:
     return order.quantity * order.price
 
 
-def _exported() -> list[Order]:
+def _days(month: date) -> int:
+    return monthrange(month.year, month.month)[1]
+
+
+def _exported(month: date) -> list[Order]:
     """Return the orders as the shop's system has them: some entered twice, some priced in cents."""
-    dice = random.Random(4)  # noqa: S311 - made-up data, always the same
+    dice = random.Random(12 * (month.year - 2026) + month.month)  # noqa: S311 - made-up data, always the same
     orders: list[Order] = []
     for number in range(1, _ORDERS + 1):
         product = dice.choice(list(_PRICES))
-        day = _MONTH + timedelta(days=dice.randrange(_DAYS))
+        day = month.replace(day=dice.randrange(_days(month)) + 1)
         orders.append(Order(number, day, product, dice.randint(1, 4), _PRICES[product]))
     for number in (17, 170):
         orders[number - 1].price *= 100

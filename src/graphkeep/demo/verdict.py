@@ -1,4 +1,4 @@
-"""What was seen and what is stored, and whether the two are what was promised."""
+"""What was seen of one run and what is stored of it, and whether the two are what was promised."""
 
 from __future__ import annotations
 
@@ -13,20 +13,33 @@ from typing import Final, NamedTuple
 import anyio
 
 from ..commit import Attempt, StepRecord
-from ..file import FileStatePersistence
+from ..errors import UnknownRunError
 from ..snapshots import EndSnapshot
+from ..sqlite import SqliteStore
 from .events import Event
 from .graph import ReadOrders, Report, report_graph, unwatched
+from .worker import RUN
 
-__all__ = ('Check', 'Evidence', 'checks', 'recorded', 'steps_table', 'text_of_result')
+__all__ = (
+    'Check',
+    'Evidence',
+    'attempts_at',
+    'checks',
+    'process_of',
+    'recorded',
+    'result_of',
+    'steps_table',
+    'text_of_result',
+    'uninterrupted',
+)
 
 
 @dataclass
 class Evidence:
-    """What the processes said, and what the file held."""
+    """What the processes said, and what the store held."""
 
     file: Path
-    """The run."""
+    """The store."""
     first: list[Event] = field(default_factory=lambda: list[Event]())
     """What the first process said."""
     second: list[Event] = field(default_factory=lambda: list[Event]())
@@ -38,11 +51,11 @@ class Evidence:
     second_code: int | None = None
     """How the second process ended."""
     when_killed: list[StepRecord] = field(default_factory=lambda: list[StepRecord]())
-    """What the file held after the kill."""
+    """What the store held of the run after the kill."""
     at_end: list[StepRecord] = field(default_factory=lambda: list[StepRecord]())
-    """What the file held in the end."""
+    """What the store held of it in the end."""
     result: str | None = None
-    """The result in the file."""
+    """The result in the store."""
 
 
 class Check(NamedTuple):
@@ -53,25 +66,36 @@ class Check(NamedTuple):
 
 
 async def recorded(file: Path) -> list[StepRecord]:
-    """Return what the file holds of each step."""
-    return await FileStatePersistence(file).load_history()
+    """Return what the store holds of each step of the run; nothing if it does not know the run."""
+    async with SqliteStore(file) as store:
+        try:
+            return await store.history(RUN)
+        except UnknownRunError:
+            return []
 
 
 async def text_of_result(file: Path) -> str:
-    """Return the result that the file holds; empty if the run has not ended."""
-    persistence = FileStatePersistence(file)
+    """Return the result that the store holds; empty if the run has not ended."""
+    async with SqliteStore(file) as store:
+        return await result_of(store, RUN)
+
+
+async def result_of(store: SqliteStore, run_id: str) -> str:
+    """Return the result of a run; empty if it has not ended."""
+    persistence = store.run(run_id)
     persistence.set_graph_types(report_graph)
     last = await persistence.load_last()
     return last.result.data if isinstance(last, EndSnapshot) else ''
 
 
-async def _uninterrupted() -> str:
-    result = await report_graph.run(ReadOrders(), state=Report(), deps=unwatched)
+async def uninterrupted(state: Report) -> str:
+    """Return the result of a run that begins with this state and that nothing interrupts."""
+    result = await report_graph.run(ReadOrders(), state=state, deps=unwatched)
     return result.output
 
 
 def checks(evidence: Evidence) -> list[Check]:
-    """Return every promise with whether it held, as the processes said and as the file has it."""
+    """Return every promise with whether it held, as the processes said and as the store has it."""
     step = evidence.killed.step if evidence.killed else 'a step'
     saved = {r.seq: r for r in evidence.when_killed if r.status == 'success'}
     ran = Counter(event.seq for event in (*evidence.first, *evidence.second) if event.kind == 'started')
@@ -104,7 +128,7 @@ def checks(evidence: Evidence) -> list[Check]:
             'Every step is finished, and so is the run',
         ),
         Check(
-            bool(evidence.result) and evidence.result == anyio.run(_uninterrupted),
+            bool(evidence.result) and evidence.result == anyio.run(uninterrupted, Report()),
             'The result is the one of a run that nobody interrupts',
         ),
     ]
@@ -118,7 +142,7 @@ def steps_table(
     rows: list[tuple[str, ...]] = []
     marked: set[int] = set()
     for record in (record for record in records if record.kind == 'node'):
-        for number, attempt in enumerate(_attempts(record), start=1):
+        for number, attempt in enumerate(attempts_at(record), start=1):
             if record.attempt > 1:
                 marked.add(len(rows))
             rows.append((f'{record.seq} {record.node_id}', *_cells(attempt, f'{number} of {record.attempt}')))
@@ -128,16 +152,20 @@ def steps_table(
 _STATUS: Final = {'recovered': 'interrupted', 'released': 'interrupted'}
 
 
-def _attempts(record: StepRecord) -> Sequence[Attempt | StepRecord]:
+def attempts_at(record: StepRecord) -> Sequence[Attempt | StepRecord]:
     """Return the ended attempts, and the record itself for one that has not ended or not begun."""
     return record.attempts if record.status in ('success', 'error') else (*record.attempts, record)
 
 
 def _cells(attempt: Attempt | StepRecord, number: str) -> Sequence[str]:
     outcome = attempt.status if isinstance(attempt, StepRecord) else attempt.outcome
-    process = (attempt.owner or '-').partition(' on ')[0].removeprefix('process ')
     times = _clock(attempt.start_ts), _seconds(attempt.duration)
-    return _STATUS.get(outcome, outcome), number, *times, process
+    return _STATUS.get(outcome, outcome), number, *times, process_of(attempt) or '-'
+
+
+def process_of(attempt: Attempt | StepRecord) -> str:
+    """Return the id of the process that an attempt was run by; empty if that is not known."""
+    return (attempt.owner or '').partition(' on ')[0].removeprefix('process ')
 
 
 def _clock(moment: datetime | None) -> str:

@@ -9,29 +9,30 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-from pydantic_graph import BaseNode, End
 
-from graphkeep import FileStatePersistence, RunOwnedError, current_step, iter_or_resume
+from graphkeep import RunOwnedError, SqliteStore, run_or_resume
 
 from ..snapshots import now_utc
-from .events import Event, Kind
-from .graph import Progress, ReadOrders, Report, report_graph
+from .events import Event
+from .graph import ReadOrders, Report, report_graph
+from .watcher import LEASE, Watcher, say
 
-__all__ = ('main', 'work')
+__all__ = ('RUN', 'main', 'work')
 
-_LEASE: Final = 3.0  # seconds; outside Linux it cannot be seen that a process is gone, so this is waited for
-_PAUSE: Final = 0.11  # seconds between two pieces of work, so that a person can follow
+RUN: Final = 'report'
+"""The id of the run."""
+
+_PAUSE: Final = 0.11  # seconds a piece of work
 
 
 async def work(file: Path, *, pause: float = _PAUSE) -> None:
-    """Run the report to its end, from wherever the run in this file is."""
-    watcher = _Watcher(pause)
-    persistence = FileStatePersistence(file, lease=_LEASE)
-    async with iter_or_resume(
-        report_graph, ReadOrders(), state=Report(), deps=watcher, persistence=persistence
-    ) as run:
-        async for node in run:
-            watcher.reached(node)
+    """Run the report to its end, from wherever the run in this store is."""
+    watcher = Watcher(RUN, pause)
+    async with SqliteStore(file, lease=LEASE) as store:
+        await run_or_resume(
+            report_graph, ReadOrders(), state=Report(), deps=watcher, persistence=store.run(RUN)
+        )
+    watcher.saved()
 
 
 async def work_when_free(file: Path) -> None:
@@ -42,39 +43,12 @@ async def work_when_free(file: Path) -> None:
         except RunOwnedError as exc:
             if exc.until is None:
                 raise
-            _say(Event(kind='waiting', pid=os.getpid()))
+            say(Event(kind='waiting', pid=os.getpid(), run=RUN))
             await anyio.sleep(max(0.1, (exc.until - now_utc()) / timedelta(seconds=1)))
 
 
-class _Watcher:
-    """Says what the nodes do."""
-
-    def __init__(self, pause: float):
-        self._pause = pause
-        self._step = ''
-        self._seq = 0
-
-    async def __call__(self, done: int, total: int) -> None:
-        self._seq = current_step().seq
-        _say(self._event('progress' if done else 'started', done, total))
-        await anyio.sleep(self._pause)
-
-    def reached(self, node: BaseNode[Report, Progress, str] | End[str]) -> None:
-        """Say that the step before this node is saved, if one was run here."""
-        if self._seq:
-            _say(self._event('saved'))
-        self._step = node.get_node_id() if isinstance(node, BaseNode) else 'End'
-
-    def _event(self, kind: Kind, done: int = 0, total: int = 0) -> Event:
-        return Event(kind=kind, pid=os.getpid(), step=self._step, seq=self._seq, done=done, total=total)
-
-
-def _say(event: Event) -> None:
-    print(event.to_line(), flush=True)
-
-
 def main() -> None:
-    """Run the report in the file that the command line names."""
+    """Run the report in the store that the command line names."""
     anyio.run(work_when_free, Path(sys.argv[1]))
 
 
