@@ -323,8 +323,7 @@ def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> O
     writer, fence = commit.writer, ownership.fence
     if writer.fence is not None:
         owner = ownership.owner
-        holder = writer.holder or (writer.take.id if writer.take else None)
-        if writer.fence != fence or owner is None or holder not in (None, owner.id):
+        if writer.fence != fence or owner is None or writer.holder not in (None, owner.id):
             raise OwnershipLostError(run_id, owner)
     elif not ownership.is_free(now):
         raise RunOwnedError(run_id, ownership.owner, ownership.expires)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ..commit import Commit, StatusChange, Writer
+from ..commit import Commit, Ownership, StatusChange, Writer
 from ..errors import OwnershipLostError, RunOwnedError
 from ..snapshots import NodeSnapshot
 from ..status import START
@@ -33,6 +33,11 @@ async def start_for_good(
     change = StatusChange(snapshot_id, START, place.clock.now)
     writer = Writer(None, owner_of(persistence), LEASE)
     await commit_below(persistence, Commit(changes=[change], writer=writer))
+
+
+def _renewal(owned: Ownership) -> Writer:
+    """Return the writer that the heartbeat of this owner is."""
+    return Writer(owned.fence, owned.owner, LEASE, holder=owned.owner and owned.owner.id)
 
 
 class OwningClauses(StoreClauses):
@@ -160,7 +165,7 @@ class OwningClauses(StoreClauses):
         """The heartbeat of a former owner does not get the run back, also when nobody has it."""
         mine, _ = await begun(place)
         await mine.load_next()
-        owner = (await ownership_of(mine)).owner
+        owned = await ownership_of(mine)
         place.clock.forward(LEASE)
         other = place.run()
         await other.load_next()
@@ -169,7 +174,7 @@ class OwningClauses(StoreClauses):
                 await other.release()
             before = await ownership_of(other)
             with pytest.raises(OwnershipLostError):
-                await commit_below(mine, Commit(writer=Writer(1, owner, LEASE)))
+                await commit_below(mine, Commit(writer=_renewal(owned)))
             assert await ownership_of(other) == before
 
     async def test_stale_renewal_of_a_run_begun_anew(self, place: StoreUnderTest):
@@ -183,7 +188,7 @@ class OwningClauses(StoreClauses):
         await other.load_next()
         before = await ownership_of(other)
         with pytest.raises(OwnershipLostError):
-            await commit_below(mine, Commit(writer=Writer(owned.fence, owned.owner, LEASE)))
+            await commit_below(mine, Commit(writer=_renewal(owned)))
         assert await ownership_of(other) == before
         await other.release()
 
@@ -193,7 +198,7 @@ class OwningClauses(StoreClauses):
         await mine.load_next()
         before, owned = place.raw(), await ownership_of(mine)
         place.clock.forward(LEASE - 1)
-        await commit_below(mine, Commit(writer=Writer(owned.fence, owned.owner, LEASE)))
+        await commit_below(mine, Commit(writer=_renewal(owned)))
         after = await ownership_of(mine)
         assert (after.fence, after.owner, place.raw()) == (owned.fence, owned.owner, before)
         assert after.expires is not None
