@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from weakref import WeakMethod
 
 import anyio
@@ -16,11 +17,11 @@ from .backend import RunBackend, Turn
 from .commit import Commit, Receipt, Writer
 from .errors import OwnershipLostError, RunOwnedError
 from .guard import Guard
-from .offload import caller
+from .offload import asyncio_task, caller
 from .owner import new_owner
 from .status import CLAIM, FAIL, RECOVER, RELEASE, START, SUCCEED
 
-__all__ = ('Claims', 'Commitment', 'NodeGuard')
+__all__ = ('Claims', 'Commitment', 'node_guard')
 
 P = ParamSpec('P')
 T = TypeVar('T')
@@ -41,15 +42,15 @@ class Claims:
         self.fence: int | None = None
         self.keeping = False  # the run, also between two of its steps
         self._hold: heartbeat.Hold | None = None
-        self._guards: set[NodeGuard] = set()
+        self._guards: set[Guard] = set()
         # weakly: a persistence that nobody has any more must not keep its run
         self._beat = _weakly(self._renew), _weakly(self._lost)
 
-    def enter(self, guard: NodeGuard) -> None:
+    def enter(self, guard: Guard) -> None:
         """Cancel this node, too, if the run is lost."""
         self._guards.add(guard)
 
-    def leave(self, guard: NodeGuard) -> None:
+    def leave(self, guard: Guard) -> None:
         """Cancel this node no more."""
         self._guards.discard(guard)
 
@@ -184,11 +185,56 @@ def _weakly(method: Callable[P, T]) -> Callable[P, T | None]:
     return call
 
 
-class NodeGuard(Guard):
+class _NodeGuard(Guard):
     """Cancels the node that runs within it, from any thread."""
 
     def __init__(self, claims: Claims):
         self._claims = claims
+
+
+class _TaskGuard(_NodeGuard):
+    """On asyncio: cancels the task, and takes that back at the end, as `asyncio.timeout` does.
+
+    A scope of anyio's would do, too, but costs as much as a write to the storage; every node has one.
+    """
+
+    def __init__(self, claims: Claims, task: asyncio.Task[Any]):
+        super().__init__(claims)
+        self._task = task
+        self._loop = task.get_loop()
+        self._inside = self._cancelled = False
+
+    def __enter__(self) -> None:
+        self._before = self._task.cancelling()
+        self._inside = True
+        self._claims.enter(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        self._claims.leave(self)
+        self._inside = False
+        if not self._cancelled:
+            return False
+        return self._task.uncancel() <= self._before and isinstance(exc, asyncio.CancelledError)
+
+    def cancel(self, exc: OwnershipLostError) -> None:
+        """Cancel the node."""
+        self.lost = exc
+        with suppress(RuntimeError):  # the event loop has ended, and the node with it
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._inside:
+            self._cancelled = True
+            self._task.cancel()
+
+
+class _ScopeGuard(_NodeGuard):
+    """On trio: cancels a scope."""
+
+    def __init__(self, claims: Claims):
+        super().__init__(claims)
         self._scope = anyio.CancelScope()
         self._call = caller()
 
@@ -208,3 +254,9 @@ class NodeGuard(Guard):
         self.lost = exc
         with suppress(RuntimeError):  # the event loop has ended, and the node with it
             self._call(self._scope.cancel)
+
+
+def node_guard(claims: Claims) -> Guard:
+    """Return what cancels the node that runs within it when the run is lost."""
+    task = asyncio_task()
+    return _ScopeGuard(claims) if task is None else _TaskGuard(claims, task)

@@ -24,3 +24,7 @@ class Guard(ABC):
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool:
         """Return whether the exception is the cancellation that this guard itself caused."""
+
+    @abstractmethod
+    def cancel(self, exc: OwnershipLostError) -> None:
+        """Cancel the node because of this; from any thread, without waiting."""

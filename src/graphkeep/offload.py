@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-__all__ = ('caller', 'finished', 'pause', 'redeliver', 'submit')
+__all__ = ('asyncio_task', 'caller', 'finished', 'pause', 'redeliver', 'submit')
 
 T = TypeVar('T')
 
@@ -22,11 +22,12 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix='graphkeep')
 
 
-def _in_asyncio() -> bool:
+def asyncio_task() -> asyncio.Task[Any] | None:
+    """Return the current task of asyncio, `None` on trio, also where trio runs as asyncio's guest."""
     try:
-        return asyncio.current_task() is not None
+        return asyncio.current_task()
     except RuntimeError:
-        return False
+        return None
 
 
 def submit(func: Callable[[], T]) -> Future[T]:
@@ -37,19 +38,42 @@ def submit(func: Callable[[], T]) -> Future[T]:
 async def finished(work: Future[Any]) -> BaseException | None:
     """Wait until the work is done, whatever is cancelled; return a cancellation that came meanwhile.
 
-    A cancellation of an anyio or trio scope is left to the caller's next checkpoint. asyncio's own
-    `Task.cancel()` passes through anyio's shields and comes once: it is caught, the end awaited, and handed
-    to the caller to raise, or to `redeliver`.
+    On trio a cancellation is left to the caller's next checkpoint. On asyncio it is caught, the end awaited,
+    and handed to the caller to raise, or to `redeliver`: `Task.cancel()` comes only once, and passes through
+    anyio's shields.
     """
-    interrupted: BaseException | None = None
+    if work.done():
+        return None
+    if asyncio_task() is not None:
+        return await _finished_in_asyncio(work)
     call = caller()
     with anyio.CancelScope(shield=True):
         while not work.done():
             event = anyio.Event()
             work.add_done_callback(_waker(call, event.set))
+            await event.wait()
+    return None
+
+
+async def _finished_in_asyncio(work: Future[Any]) -> BaseException | None:
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+    work.add_done_callback(
+        _waker(loop.call_soon_threadsafe, lambda: waiter.done() or waiter.set_result(None))
+    )
+    try:
+        await waiter
+    except asyncio.CancelledError as exc:
+        interrupted: BaseException = exc
+    else:
+        return None
+    with anyio.CancelScope(shield=True):  # not before: it costs more than all the rest
+        while not work.done():
+            event = asyncio.Event()
+            work.add_done_callback(_waker(loop.call_soon_threadsafe, event.set))
             try:
                 await event.wait()
-            except anyio.get_cancelled_exc_class() as exc:
+            except asyncio.CancelledError as exc:
                 interrupted = exc
     return interrupted
 
@@ -72,7 +96,7 @@ def redeliver(interrupted: BaseException | None) -> None:
 
 def caller() -> Callable[[Callable[[], object]], object]:
     """Return what has a function called in the running event loop, from any thread, without waiting."""
-    if _in_asyncio():
+    if asyncio_task() is not None:
         return asyncio.get_running_loop().call_soon_threadsafe
     import trio  # the library that is running, so it is there
 

@@ -20,7 +20,7 @@ from typing import Final, Protocol, TypeVar
 
 from .backend import LockBusy, Turn
 from .commit import Commit, Receipt
-from .errors import GraphkeepError, LockTimeoutError
+from .errors import GraphkeepError, LockTimeoutError, StorageError
 from .offload import submit
 from .sqlopen import open_file, ours, translated
 
@@ -32,7 +32,7 @@ _WAIT: Final = 0.0005, 0.02  # seconds between two tries for the lock: the first
 _LOOK: Final = 64  # commits between two looks at how long the log is
 # Bytes of the log from which on it is written back into the file. Where the disk is waited for, a short one
 # pays: what is written over is on the disk sooner than what makes the log longer.
-_LONG: Final = {False: 8 * 2**20, True: 2 * 2**20}
+_LONG: Final = {False: 16 * 2**20, True: 2 * 2**20}
 
 
 class Stage(Protocol):
@@ -103,6 +103,7 @@ class Database:
         self._idle.set()
         self._commits = 0
         self._long = False
+        self._log: int | None = None  # open for `_sync`; SQLite has no locks on that file
 
     def forked(self) -> None:
         """Leave the connections, which are the parent's, and begin anew."""
@@ -209,6 +210,8 @@ class Database:
                         ticket.stage.turn.leave()
         except GraphkeepError as exc:  # not even begun
             entered, outcomes = list(batch), [exc] * len(batch)
+        else:
+            outcomes = self._lasting(outcomes)
         for ticket, outcome in zip(entered, outcomes, strict=True):
             ticket.resolve(outcome)
         with self._queue_mutex:  # a second one of the same holder, for whom the first had to be settled
@@ -258,7 +261,35 @@ class Database:
             except BaseException:
                 _roll_back(db)
                 raise
-            return value
+        try:
+            self._sync()
+        except OSError as exc:
+            raise StorageError(str(self.path), 'make durable', exc, receipt=Receipt()) from exc
+        return value
+
+    def _lasting(self, outcomes: list[Receipt | Exception]) -> list[Receipt | Exception]:
+        """Wait for the disk, and tell whoever has committed something if that cannot be relied on."""
+        try:
+            self._sync()
+        except OSError as exc:
+            return [
+                StorageError(str(self.path), 'make durable', exc, receipt=outcome)
+                if isinstance(outcome, Receipt)
+                else outcome
+                for outcome in outcomes
+            ]
+        return outcomes
+
+    def _sync(self) -> None:
+        """Wait until the log is on the disk, where that was asked for.
+
+        SQLite would do it within the transaction (`PRAGMA synchronous = FULL`). Here nobody else is kept from
+        writing meanwhile, and commits that need not wait do not. What was committed before lasts with it.
+        """
+        if self.durable:
+            if self._log is None:
+                self._log = os.open(f'{self.path}-wal', os.O_RDONLY)
+            getattr(os, 'fdatasync', os.fsync)(self._log)
 
     @contextmanager
     def reading(self) -> Generator[sqlite3.Connection]:
@@ -283,10 +314,13 @@ class Database:
             writer, self._writer = self._writer, None
             if writer is not None:
                 writer.close()
+            log, self._log = self._log, None
+            if log is not None:
+                os.close(log)
 
     @contextmanager
     def _writing(self) -> Generator[sqlite3.Connection]:
-        """Give the connection that writes, alone, with a log that is not long, as durable as asked for."""
+        """Give the connection that writes, alone, with a log that is not long."""
         with self._mutex:
             db = self._connected()
             if self._log_is_long():
@@ -294,13 +328,7 @@ class Database:
                 # here, where it delays no event loop; nothing is lost if it cannot be done now
                 with suppress(sqlite3.Error):
                     db.execute('PRAGMA wal_checkpoint(RESTART)')
-            if self.durable:
-                db.execute('PRAGMA synchronous = FULL')
-            try:
-                yield db
-            finally:
-                if self.durable:
-                    db.execute('PRAGMA synchronous = NORMAL')
+            yield db
 
     def _connected(self) -> sqlite3.Connection:
         if self._writer is None:

@@ -131,6 +131,11 @@ def _dump_in_hand(records: Iterable[StepRecord]) -> str:
     ).decode()
 
 
+def _last_change(record: StepRecord) -> int:
+    """Return when the latest attempt at a snapshot began or, if it ended, when that was."""
+    return cast(int, stamp(record.start_ts if record.duration is None else last_change(record)))
+
+
 class _View:
     """What is at hand of a run: all that a commit needs, however long the run is."""
 
@@ -206,20 +211,18 @@ class _View:
 
     def updated_after(self, applied: Applied) -> int:
         """Return when a step last began or ended after a commit, or the run did."""
-        moments = [last_change(record) for record in applied.changed.values()]
-        moments += [last_change(row.record) for row in applied.appended]
+        stamps = [_last_change(record) for record in applied.changed.values() if record.start_ts]
+        stamps += [_last_change(row.record) for row in applied.appended if row.record.start_ts]
         if applied.begins is not None:
-            moments.append(applied.begins.created)
-        stamps = [value for moment in moments if (value := stamp(moment)) is not None]
-        if applied.appended and stamps:
-            return max(stamps)  # what ended, ended last
-        return max([self.updated, *stamps])
+            stamps.append(stamp(applied.begins.created) or 0)
+        if not (applied.appended and stamps):  # else what ended, ended last
+            stamps.append(self.updated)
+        return max(stamps)
 
-    def advance(self, run: int, applied: Applied, in_hand: dict[int, StepRecord]) -> None:
+    def advance(self, run: int, applied: Applied, in_hand: dict[int, StepRecord], updated: int) -> None:
         """Take over what was committed."""
-        self.run = run
+        self.run, self.updated = run, updated
         self.version += 1
-        self.updated = self.updated_after(applied)
         self.ownership, self.in_hand = applied.ownership, in_hand
         known, newest = self._known, self.newest
         for seq, record in applied.changed.items():
@@ -328,7 +331,7 @@ class _Staged:
     def __init__(self, run: SqlRun, turn: Turn | None):
         self.turn = cast(Turn, turn)
         self._run = run
-        self._made: tuple[_View, int, Applied, dict[int, StepRecord]] | None = None
+        self._made: tuple[_View, int, Applied, dict[int, StepRecord], int] | None = None
 
     def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
         """Write what the commit makes of its run, or refuse it before anything is written.
@@ -359,8 +362,8 @@ class _Staged:
     def accept(self) -> None:
         """Learn that the transaction was made."""
         if self._made is not None:
-            view, run, applied, in_hand = self._made
-            view.advance(run, applied, in_hand)
+            view, *made = self._made
+            view.advance(*made)
             self._run._view = view
 
     def reject(self) -> None:
@@ -369,20 +372,20 @@ class _Staged:
 
     def _write(self, db: sqlite3.Connection, view: _View, applied: Applied) -> bool:
         """Write it, unless somebody else has written since the run was looked at."""
-        in_hand = view.in_hand_after(applied)
-        if (run := _write_run(db, view, applied, in_hand)) is None:
+        in_hand, updated = view.in_hand_after(applied), view.updated_after(applied)
+        if (run := _write_run(db, view, applied, in_hand, updated)) is None:
             return False
         for seq, record in applied.changed.items():
             if record.status not in _IN_HAND:
                 db.execute(_CHANGE_STEP, (*_step_values(record), run, seq))
         for row in applied.appended:
             _add_step(db, run, row)
-        self._made = view, run, applied, in_hand
+        self._made = view, run, applied, in_hand, updated
         return True
 
 
 def _write_run(
-    db: sqlite3.Connection, view: _View, applied: Applied, in_hand: dict[int, StepRecord]
+    db: sqlite3.Connection, view: _View, applied: Applied, in_hand: dict[int, StepRecord], updated: int
 ) -> int | None:
     """Write the row of the run; return its number, or `None` if it is not as it was looked at."""
     newest = applied.appended[-1].record if applied.appended else cast(StepRecord, view.newest)
@@ -391,7 +394,7 @@ def _write_run(
     values = (
         run_status(newest, in_hand.values()),
         newest.seq,
-        view.updated_after(applied),
+        updated,
         ownership.fence,
         dump_owner(ownership.owner) if ownership.owner else None,
         stamp(ownership.expires),

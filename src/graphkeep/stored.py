@@ -16,7 +16,7 @@ from . import _host
 from ._host import RunEndT, StateT
 from .backend import LockBusy, RunBackend
 from .calls import Calling, call
-from .claims import Claims, Commitment, NodeGuard
+from .claims import Claims, Commitment, node_guard
 from .codec import Codec
 from .commit import About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import OwnershipLostError
@@ -202,4 +202,4 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         return self._backend.clock()
 
     def _guard(self) -> Guard:
-        return NodeGuard(self._claims)
+        return node_guard(self._claims)
