@@ -78,13 +78,19 @@ class RunBackend(ABC):
     queues = False
     """Whether a write that finds the storage locked is better queued than tried again and again."""
 
-    def write(self, turn: Turn) -> Receipt:
+    def write(self, turn: Turn) -> Receipt | Future[Receipt]:
         """Make one commit when its turn comes.
+
+        Returns:
+            What it did; in the future, if it is made but has to wait until it lasts.
 
         Raises:
             StorageError: as `commit`; with a receipt if it was made, and only may not last.
             LockBusy: if somebody else is writing.
         """
+        return self._write(turn)
+
+    def _write(self, turn: Turn) -> Receipt:
         with turn:
             commit = turn.open()
             try:
@@ -103,7 +109,7 @@ class RunBackend(ABC):
 
     def queue(self, turn: Turn) -> Future[Receipt]:
         """Make one commit in another thread."""
-        return submit(partial(self.write, turn))
+        return submit(partial(self._write, turn))
 
     @abstractmethod
     def commit(self, commit: Commit) -> Receipt:

@@ -12,6 +12,7 @@ from .offload import finished, pause, redeliver
 
 __all__ = ('Calling', 'call')
 
+S = TypeVar('S')
 T = TypeVar('T')
 
 _POLL: Final = 0.002, 0.05  # seconds between two tries for a lock: the first and the longest wait
@@ -31,8 +32,8 @@ class Calling(NamedTuple):
 
 
 async def call(
-    func: Callable[[], T], elsewhere: Callable[[], Future[T]], how: Calling
-) -> tuple[T, BaseException | None]:
+    func: Callable[[], T], elsewhere: Callable[[], Future[S]], how: Calling
+) -> tuple[T | S, BaseException | None]:
     """Call `func`, or have it called `elsewhere`; return the result and a cancellation that came meanwhile.
 
     Raises:

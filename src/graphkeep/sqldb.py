@@ -101,6 +101,9 @@ class Database:
         self._queue_mutex = threading.Lock()
         self._idle = threading.Event()
         self._idle.set()
+        self._made: list[tuple[Future[Receipt], Receipt]] = []  # and not yet on the disk
+        self._lasting = threading.Event()
+        self._lasting.set()
         self._commits = 0
         self._long = False
         self._log: int | None = None  # open for `_sync`; SQLite has no locks on that file
@@ -112,13 +115,16 @@ class Database:
 
     # ------------------------------------------------------------------------------------------ one commit
 
-    def write_now(self, stage: Stage, *, settles: Callable[[Commit], bool]) -> Receipt:
+    def write_now(self, stage: Stage, *, settles: Callable[[Commit], bool]) -> Receipt | Future[Receipt]:
         """Make one commit here and now.
 
         Args:
             stage: The commit.
             settles: Whether a commit is one of several statements, which has to wait for the disk where the
                 store is durable.
+
+        Returns:
+            What it did; in the future, if it is made but has to wait for the disk.
 
         Raises:
             LockBusy: if anything would have to be waited for. Nothing was done.
@@ -137,12 +143,10 @@ class Database:
 
     def _write_alone(
         self, db: sqlite3.Connection, stage: Stage, settles: Callable[[Commit], bool]
-    ) -> Receipt:
+    ) -> Receipt | Future[Receipt]:
         try:
             commit = stage.turn.open()
             settling = settles(commit)
-            if settling and self.durable:
-                raise LockBusy
             try:
                 if settling:  # else it is one statement, and that a transaction by itself
                     db.execute('BEGIN IMMEDIATE')
@@ -159,7 +163,32 @@ class Database:
             raise
         stage.accept()
         stage.turn.settle(receipt)
-        return receipt
+        return self._when_it_lasts(receipt) if settling and self.durable else receipt
+
+    def _when_it_lasts(self, receipt: Receipt) -> Future[Receipt]:
+        """Have a thread wait for the disk, for all that was committed meanwhile at once."""
+        done: Future[Receipt] = Future()
+        with self._queue_mutex:
+            self._made.append((done, receipt))
+            if not self._lasting.is_set():
+                return done
+            self._lasting.clear()
+        submit(self._wait_for_the_disk)
+        return done
+
+    def _wait_for_the_disk(self) -> None:
+        while True:
+            with self._queue_mutex:
+                made, self._made = self._made, []
+                if not made:
+                    self._lasting.set()
+                    return
+            outcomes = self._synced([receipt for _, receipt in made])
+            for (done, _), outcome in zip(made, outcomes, strict=True):
+                if isinstance(outcome, Exception):
+                    done.set_exception(outcome)
+                else:
+                    done.set_result(outcome)
 
     def _log_is_long(self) -> bool:
         """Look now and then; what was found stays until the log was written back."""
@@ -211,7 +240,7 @@ class Database:
         except GraphkeepError as exc:  # not even begun
             entered, outcomes = list(batch), [exc] * len(batch)
         else:
-            outcomes = self._lasting(outcomes)
+            outcomes = self._synced(outcomes)
         for ticket, outcome in zip(entered, outcomes, strict=True):
             ticket.resolve(outcome)
         with self._queue_mutex:  # a second one of the same holder, for whom the first had to be settled
@@ -267,7 +296,7 @@ class Database:
             raise StorageError(str(self.path), 'make durable', exc, receipt=Receipt()) from exc
         return value
 
-    def _lasting(self, outcomes: list[Receipt | Exception]) -> list[Receipt | Exception]:
+    def _synced(self, outcomes: Sequence[Receipt | Exception]) -> Sequence[Receipt | Exception]:
         """Wait for the disk, and tell whoever has committed something if that cannot be relied on."""
         try:
             self._sync()
@@ -306,6 +335,7 @@ class Database:
     def close(self) -> None:
         """Make what waits, and close every connection. What is asked for later opens the file again."""
         self._idle.wait()
+        self._lasting.wait()
         with self._mutex, translated(self.path, 'close'):
             self.ready = False
             for reader in list(self._readers.values()):

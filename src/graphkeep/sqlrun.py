@@ -259,8 +259,8 @@ class SqlRun(RunBackend):
         """Whether the file is open; what would have to wait is refused all the same, and then queued."""
         return self._database.ready
 
-    def write(self, turn: Turn) -> Receipt:
-        """Make one commit here and now, unless anything would have to be waited for."""
+    def write(self, turn: Turn) -> Receipt | Future[Receipt]:
+        """Make one commit here and now, unless there is a lock or a checkpoint to wait for."""
         return self._database.write_now(_Staged(self, turn), settles=_settles)
 
     def queue(self, turn: Turn) -> Future[Receipt]:

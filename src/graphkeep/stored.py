@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -22,7 +23,7 @@ from .commit import About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import OwnershipLostError
 from .guard import Guard
 from .names import check_tags
-from .offload import submit
+from .offload import finished, redeliver, submit
 from .persistence import StatePersistence
 from .snapshots import Snapshot
 
@@ -143,15 +144,18 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         turn, backend = Commitment(self._claims, commit), self._backend
         if inline := backend.prompt:
             try:
-                return backend.write(turn)
+                outcome = backend.write(turn)
             except LockBusy:
                 inline = not backend.queues
-        receipt, interrupted = await call(
+            else:
+                return outcome if isinstance(outcome, Receipt) else await _lasting(outcome)
+        outcome, interrupted = await call(
             partial(backend.write, turn),
             partial(backend.queue, turn),
             Calling(self._place, self.lock_timeout, inline, commit.must_land),
         )
-        return receipt if interrupted is None else replace(receipt, interrupted=interrupted)
+        receipt = outcome if isinstance(outcome, Receipt) else await _lasting(outcome)
+        return _interrupted(receipt, interrupted)
 
     async def _tail(self) -> Tail:
         return await self._read(self._backend.tail, inline=self._backend.prompt)
@@ -203,3 +207,17 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
 
     def _guard(self) -> Guard:
         return node_guard(self._claims)
+
+
+async def _lasting(made: Future[Receipt]) -> Receipt:
+    """Wait until a commit that was made lasts."""
+    interrupted = await finished(made)
+    try:
+        return _interrupted(made.result(), interrupted)
+    except Exception:
+        redeliver(interrupted)
+        raise
+
+
+def _interrupted(receipt: Receipt, interrupted: BaseException | None) -> Receipt:
+    return receipt if interrupted is None else replace(receipt, interrupted=interrupted)
