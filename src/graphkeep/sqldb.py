@@ -315,9 +315,7 @@ class Database:
         SQLite would do it within the transaction (`PRAGMA synchronous = FULL`). Here nobody else is kept from
         writing meanwhile, and commits that need not wait do not. What was committed before lasts with it.
         """
-        if self.durable:
-            if self._log is None:
-                self._log = os.open(f'{self.path}-wal', os.O_RDONLY)
+        if self._log is not None:
             getattr(os, 'fdatasync', os.fsync)(self._log)
 
     @contextmanager
@@ -362,10 +360,17 @@ class Database:
 
     def _connected(self) -> sqlite3.Connection:
         if self._writer is None:
-            self._writer = self._patiently(lambda: open_file(self.path))
+            writer = self._patiently(lambda: open_file(self.path))
             # what the log is cut to when it begins anew; so its length tells whether it is long
-            self._writer.execute(f'PRAGMA journal_size_limit = {_LONG[self.durable]}')
-            self.ready = True
+            writer.execute(f'PRAGMA journal_size_limit = {_LONG[self.durable]}')
+            if self.durable:
+                try:
+                    self._log = os.open(f'{self.path}-wal', os.O_RDWR)
+                    _sync_directory(self.path.parent)  # the log is new with the first connection of all
+                except OSError as exc:
+                    writer.close()
+                    raise StorageError(str(self.path), 'open', exc) from exc
+            self._writer, self.ready = writer, True
         return self._writer
 
     def _begin(self, db: sqlite3.Connection) -> None:
@@ -411,6 +416,16 @@ class _Reader:
             db, self._db = self._db, None
             if db is not None:
                 db.close()
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name == 'nt':
+        return  # there is no such thing there
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _roll_back(db: sqlite3.Connection) -> None:

@@ -17,7 +17,9 @@ from .offload import finished, submit
 from .runinfo import RunInfo, RunQuery, is_resumable
 from .snapshots import now_utc
 from .sqldb import Database
-from .sqlrun import SqlRun, bound, delete, insert, moment, read_all, stamp, trim
+from .sqlrun import SqlRun
+from .sqlruns import delete, insert, trim
+from .sqlview import bound, moment, read_all, stamp
 from .store import Store
 from .stored import LEASE, LOCK_TIMEOUT, StoredStatePersistence
 

@@ -31,7 +31,7 @@ __all__ = ('LEASE', 'LOCK_TIMEOUT', 'StoredStatePersistence')
 
 T = TypeVar('T')
 
-_SLICE: Final = 0.0005
+_SLICE: Final = 0.0002
 # seconds after which a run lets other tasks have their turn, although nothing has to be waited for
 
 LEASE = 30.0

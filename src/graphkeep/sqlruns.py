@@ -1,0 +1,82 @@
+"""Whole runs in a SQLite store: what is put there, and what is deleted."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import cast
+
+from .commit import About, Ownership, Row
+from .errors import RunOwnedError
+from .jsonrun import load_owner
+from .runinfo import last_change, run_status
+from .sqlrun import add_step, begin_run
+from .sqlview import moment, stamp, view_run
+
+__all__ = ('delete', 'insert', 'remove', 'trim')
+
+
+def insert(db: sqlite3.Connection, run_id: str, rows: Sequence[Row], about: About) -> bool:
+    """Store a whole run that nobody has in hand; return whether there was none with this id."""
+    newest = rows[-1].record
+    moments = [about.created, *(last_change(row.record) for row in rows[-2:])]
+    updated = max(stamp(moment) or 0 for moment in moments)
+    finishes = newest.kind == 'end'
+    values = (run_status(newest, ()), finishes, newest.seq, updated, 0, None, None, '[]')
+    if (run := begin_run(db, run_id, about, values)) is None:
+        return False
+    for row in rows:
+        add_step(db, run, row)
+    return True
+
+
+def delete(db: sqlite3.Connection, run_id: str, now: datetime, ended_before: datetime | None) -> bool:
+    """Make a run unknown, so that its rows may go bit by bit; return whether there was one.
+
+    Raises:
+        RunOwnedError: if a living owner has it in hand.
+    """
+    found = db.execute('SELECT run, status, updated, owner, expires FROM runs WHERE id = ?', (run_id,))
+    if (values := found.fetchone()) is None:
+        return False
+    run, status, updated, holder, expires = values
+    if ended_before is not None and not (status == 'success' and updated < cast(int, stamp(ended_before))):
+        return False
+    with suppress(
+        AttributeError, KeyError, OverflowError, TypeError, ValueError
+    ):  # what cannot be read may go
+        owner = load_owner(holder) if holder else None
+        if not Ownership(0, owner, moment(expires)).is_free(now):
+            raise RunOwnedError(run_id, owner, moment(expires))
+    # no run id has a slash; and who still has the run at hand finds another version
+    db.execute("UPDATE runs SET id = '/' || run, version = version + 1, finished = 2 WHERE run = ?", (run,))
+    return True
+
+
+def trim(db: sqlite3.Connection, run_id: str, before: datetime, limit: int) -> int:
+    """Delete at most so many of the oldest snapshots that ended before and that the run has gone past."""
+    view = view_run(run_id, db)
+    if view.run is None:
+        return 0
+    needed = min([view.tail()[-1].seq, *view.in_hand])
+    passed = 0
+    rows = db.execute(
+        'SELECT seq, start_ts, duration FROM steps WHERE run = ? AND seq < ? ORDER BY seq LIMIT ?',
+        (view.run, needed, limit),
+    ).fetchall()
+    for seq, start_ts, duration in rows:
+        if start_ts is not None and start_ts + round((duration or 0) * 1_000_000) >= cast(int, stamp(before)):
+            break
+        remove(db, view.run, seq)
+        passed += 1
+    return passed
+
+
+def remove(db: sqlite3.Connection, run: int, seq: int) -> None:
+    """Delete one snapshot."""
+    db.execute(
+        'DELETE FROM bodies WHERE body = (SELECT body FROM steps WHERE run = ? AND seq = ?)', (run, seq)
+    )
+    db.execute('DELETE FROM steps WHERE run = ? AND seq = ?', (run, seq))

@@ -1,0 +1,216 @@
+"""What is stored of one run in a SQLite store, as values of ours."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, cast
+
+from .backend import Applied
+from .codec import Body
+from .commit import NAMELESS, UNOWNED, About, Attempt, Ownership, Row, StepRecord
+from .errors import CorruptSnapshotError
+from .jsonrun import load_attempts, load_owner
+from .runinfo import last_change
+
+__all__ = ('COLUMNS', 'IN_HAND', 'SqlView', 'bound', 'moment', 'read_all', 'stamp', 'view_run')
+
+IN_HAND: Final = ('pending', 'running')
+"""The statuses of what somebody has in hand; it is in the row of the run."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_KNOWN: Final = 16  # records of a run that are kept at hand; others are looked up
+
+_FIND_RUN: Final = """
+SELECT
+    run, version, steps, updated, fence, owner, expires, in_hand, graph, created, parent, parent_seq
+FROM runs WHERE id = ?
+"""
+COLUMNS: Final = 'seq, id, node_id, kind, status, start_ts, duration, attempt, owner, attempts'
+"""The columns of a snapshot, in the order of `StepRecord`'s making."""
+# From the newest on: it is nearly always the one that is meant.
+_FIND_STEP: Final = (
+    f'SELECT {COLUMNS} FROM steps WHERE run = ? AND id = CAST(? AS TEXT) ORDER BY seq DESC LIMIT 1'  # noqa: S608
+)
+_NEWEST_STEPS: Final = f'SELECT {COLUMNS} FROM steps WHERE run = ? ORDER BY seq DESC'  # noqa: S608
+_STEP: Final = f'SELECT {COLUMNS} FROM steps WHERE run = ? AND seq = ?'  # noqa: S608
+_ALL: Final = f"""
+SELECT {COLUMNS}, state, node FROM steps JOIN bodies USING (body) WHERE run = ? ORDER BY seq
+"""  # noqa: S608
+
+
+def stamp(moment: datetime | None) -> int | None:
+    """Return a moment as SQLite keeps it: microseconds since 1970, UTC."""
+    return None if moment is None else round(moment.timestamp() * 1_000_000)
+
+
+def moment(stamp: int | None) -> datetime | None:
+    """Return the moment that SQLite keeps as this number."""
+    return None if stamp is None else _EPOCH + timedelta(microseconds=stamp)
+
+
+def bound(text: str | None) -> str | bytes | None:
+    """Return a text as it can be given to SQLite, to be cast to TEXT there: lone surrogates have no UTF-8."""
+    if text is None or text.isascii():
+        return text
+    return text.encode('utf-8', 'surrogatepass')
+
+
+def _record(values: Sequence[Any]) -> StepRecord:
+    seq, id_, node_id, kind, status, start_ts, duration, attempt, owner, attempts = values
+    started = moment(start_ts)
+    if attempts is not None:
+        ended = load_attempts(attempts)
+    elif status == 'success' and kind == 'node':
+        ended, owner = (Attempt(started, duration, 'success', owner=owner),), None
+    else:
+        ended = ()
+    return StepRecord(id_, node_id, kind, status, seq, started, duration, attempt, ended, owner)
+
+
+def _last_change(record: StepRecord) -> int:
+    """Return when the latest attempt at a snapshot began or, if it ended, when that was."""
+    return cast(int, stamp(record.start_ts if record.duration is None else last_change(record)))
+
+
+class SqlView:
+    """What is at hand of a run: all that a commit needs, however long the run is."""
+
+    def __init__(self, run_id: str, db: sqlite3.Connection):
+        self.run_id = run_id
+        self.db = db
+        self.run: int | None = None
+        self.version = self.last = self.updated = 0
+        self.ownership = UNOWNED
+        self.about = NAMELESS
+        self.in_hand: dict[int, StepRecord] = {}
+        self.newest: StepRecord | None = None
+        self._known: dict[str, StepRecord] = {}  # by id: of those that are asked for, the newest with that id
+        if (values := db.execute(_FIND_RUN, (run_id,)).fetchone()) is not None:
+            self._read(*values)
+
+    def _read(
+        self,
+        run: int,
+        version: int,
+        last: int,
+        updated: int,
+        fence: int,
+        owner: str | None,
+        expires: int | None,
+        in_hand: str,
+        graph: str | None,
+        created: int | None,
+        parent: str | None,
+        parent_seq: int,
+    ) -> None:
+        self.run, self.version, self.last, self.updated = run, version, last, updated
+        self.ownership = Ownership(fence, load_owner(owner) if owner else None, moment(expires))
+        self.about = About(graph, (), moment(created), (parent, parent_seq) if parent else None)
+        for seq, status, started, duration, attempt, holder, attempts in json.loads(in_hand):
+            filed = _record(self.db.execute(_STEP, (run, seq)).fetchone())
+            self.in_hand[seq] = filed._replace(
+                status=status,
+                start_ts=moment(started),
+                duration=duration,
+                attempt=attempt,
+                owner=holder,
+                attempts=load_attempts(attempts) if attempts else (),
+            )
+        self._known = {record.id: record for record in self.in_hand.values()}
+        self.newest = self.tail()[0]
+
+    def tail(self) -> list[StepRecord]:
+        """Return the records from the newest back to the newest reached one, that one included."""
+        records: list[StepRecord] = []
+        for values in self.db.execute(_NEWEST_STEPS, (self.run,)):
+            records.append(self.in_hand.get(values[0]) or _record(values))
+            if records[-1].reached:
+                break
+        return records
+
+    def find(self, snapshot_id: str) -> StepRecord | None:
+        """Return the record of the newest snapshot with this id."""
+        if (record := self._known.get(snapshot_id)) is not None or self.run is None:
+            return record
+        values = self.db.execute(_FIND_STEP, (self.run, bound(snapshot_id))).fetchone()
+        return None if values is None else self.in_hand.get(values[0]) or _record(values)
+
+    def in_hand_after(self, applied: Applied) -> dict[int, StepRecord]:
+        """Return what is in hand after a commit."""
+        in_hand = self.in_hand.copy()
+        for seq, record in applied.changed.items():
+            if record.status in IN_HAND:
+                in_hand[seq] = record
+            else:
+                in_hand.pop(seq, None)
+        return in_hand
+
+    def updated_after(self, applied: Applied) -> int:
+        """Return when a step last began or ended after a commit, or the run did."""
+        stamps = [_last_change(record) for record in applied.changed.values() if record.start_ts]
+        stamps += [_last_change(row.record) for row in applied.appended if row.record.start_ts]
+        if applied.begins is not None:
+            stamps.append(stamp(applied.begins.created) or 0)
+        if not (applied.appended and stamps):  # else what ended, ended last
+            stamps.append(self.updated)
+        return max(stamps)
+
+    def advance(self, run: int, applied: Applied, in_hand: dict[int, StepRecord], updated: int) -> None:
+        """Take over what was committed."""
+        self.run, self.updated = run, updated
+        self.version += 1
+        self.ownership, self.in_hand = applied.ownership, in_hand
+        known, newest = self._known, self.newest
+        for seq, record in applied.changed.items():
+            known[record.id] = record
+            if newest is not None and seq == newest.seq:
+                newest = record
+        if applied.appended:
+            for row in applied.appended:
+                newest = row.record
+                known[newest.id] = newest
+            self.last = row.record.seq
+        self.newest = newest
+        if len(known) > _KNOWN:
+            kept = [*in_hand.values(), *([newest] if newest else ())]
+            self._known = {record.id: record for record in kept}
+
+
+def view_run(run_id: str, db: sqlite3.Connection) -> SqlView:
+    """Look at a run.
+
+    Raises:
+        CorruptSnapshotError: if what is stored of it cannot be read.
+    """
+    alone = not db.in_transaction
+    if alone:
+        db.execute('BEGIN')  # to see the run as it is at one moment
+    try:
+        return SqlView(run_id, db)
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as exc:
+        raise CorruptSnapshotError(
+            f'run {run_id!r}', f'is stored in a way that cannot be read: {exc!r}. It is left as it is'
+        ) from exc
+    finally:
+        if alone:
+            db.execute('COMMIT')
+
+
+def read_all(db: sqlite3.Connection, run_id: str) -> tuple[list[Row], About]:
+    """Return every row of a run, oldest first, and what else is known of it; no rows if there is none."""
+    view = view_run(run_id, db)
+    if view.run is None:
+        return [], NAMELESS
+    try:
+        rows = [
+            Row(view.in_hand.get(values[0]) or _record(values), Body(state, node))
+            for *values, state, node in db.execute(_ALL, (view.run,))
+        ]
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as exc:
+        raise CorruptSnapshotError(
+            f'run {run_id!r}', f'is stored in a way that cannot be read: {exc!r}. It is left as it is'
+        ) from exc
+    tags = db.execute('SELECT tag FROM tags WHERE run = ? ORDER BY tag', (view.run,))
+    return rows, view.about._replace(tags=tuple(tag for (tag,) in tags))
