@@ -146,8 +146,8 @@ class _Staged:
     def accept(self) -> None:
         """Learn that the transaction was made."""
         if self._made is not None:
-            view, *made = self._made
-            view.advance(*made)
+            view, run, applied, in_hand, updated = self._made
+            view.advance(run, applied, in_hand, updated)
             self._run._view = view
 
     def reject(self) -> None:

@@ -167,11 +167,10 @@ class SqlView:
             known[record.id] = record
             if newest is not None and seq == newest.seq:
                 newest = record
-        if applied.appended:
-            for row in applied.appended:
-                newest = row.record
-                known[newest.id] = newest
-            self.last = row.record.seq
+        for row in applied.appended:
+            newest = row.record
+            known[newest.id] = newest
+            self.last = newest.seq
         self.newest = newest
         if len(known) > _KNOWN:
             kept = [*in_hand.values(), *([newest] if newest else ())]

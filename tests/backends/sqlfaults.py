@@ -46,8 +46,11 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Statements:
             statements.reach(sql)
             return super().execute(sql, *args)
 
-    real = sqlite3.connect
-    shown = {name: getattr(sqlite3, name) for name in dir(sqlite3)}
-    shown['connect'] = lambda *args, **options: real(*args, factory=Watched, **options)
+    real: Any = sqlite3.connect
+
+    def connect(*args: Any, **options: Any) -> Any:
+        return real(*args, factory=Watched, **options)
+
+    shown = {name: getattr(sqlite3, name) for name in dir(sqlite3)} | {'connect': connect}
     monkeypatch.setattr('graphkeep.sqlopen.sqlite3', SimpleNamespace(**shown))
     return statements

@@ -146,6 +146,10 @@ def test_step(benchmark: Any, tmp_path: Path, kind: str, steps: int, size: int, 
             if open_:
                 open_.pop().__exit__(None, None, None)
 
-        output = benchmark.pedantic(lambda run: run(), setup=set_up, rounds=7, warmup_rounds=1)
+        output = benchmark.pedantic(_called, setup=set_up, rounds=7, warmup_rounds=1)
         tear_down()
     assert output == steps
+
+
+def _called(run: Callable[[], int]) -> int:
+    return run()

@@ -18,7 +18,7 @@ os.environ.update(LANGSMITH_TRACING='false', LANGSMITH_TRACING_V2='false')
 
 import aiosqlite
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import END, START, StateGraph  # pyright: ignore[reportMissingTypeStubs]
 from langgraph.types import Command
 
 __all__ = ('LinearState', 'linear_runner')

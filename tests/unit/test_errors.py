@@ -185,6 +185,10 @@ def _is_the_file(found: str) -> bool:
     return found.endswith('r1.json')
 
 
+def _is_the_store(found: str) -> bool:
+    return found.endswith('text.db')
+
+
 def _is_in_first(found: str) -> bool:
     return 'r1.json' in found and 'number 1' in found
 
@@ -293,7 +297,7 @@ CASES = [
         'UnusableStoreError',
         _no_store,
         (ValueError,),
-        {'place': lambda found: found.endswith('text.db')},
+        {'place': _is_the_store},
         ('text.db', 'is not a database', 'another path', 'left as it is'),
     ),
     Case(
