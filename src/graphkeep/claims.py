@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -13,9 +15,9 @@ from weakref import WeakMethod
 import anyio
 
 from . import heartbeat
-from .backend import RunBackend, Turn
+from .backend import LockBusy, RunBackend, Turn
 from .commit import Commit, Receipt, Writer
-from .errors import OwnershipLostError, RunOwnedError
+from .errors import GraphkeepError, OwnershipLostError, RunOwnedError
 from .guard import Guard
 from .offload import asyncio_task, caller
 from .owner import new_owner
@@ -41,7 +43,9 @@ class Claims:
         self.in_hand: set[str] = set()
         self.fence: int | None = None
         self.keeping = False  # the run, also between two of its steps
+        self._pid = os.getpid()
         self._hold: heartbeat.Hold | None = None
+        self._renewing: Future[Receipt] | None = None
         self._guards: set[Guard] = set()
         # weakly: a persistence that nobody has any more must not keep its run
         self._beat = _weakly(self._renew), _weakly(self._lost)
@@ -72,11 +76,32 @@ class Claims:
 
     def _renew(self) -> bool:
         """Renew the lease, in the heartbeat's thread; return whether there still is something to keep."""
+        if self._renewing is not None and not self._renewing.done():
+            return True  # it waits for its turn
+        turn = _Renewal(self)
         try:
-            self.backend.write(_Renewal(self))
+            self.backend.write(turn)
         except _NothingInHandError:
             return False
+        except LockBusy:
+            if not self.backend.queues:
+                raise
+            self._renewing = self.backend.queue(turn)  # and the heartbeat goes on meanwhile
+            self._renewing.add_done_callback(self._renewed)
         return True
+
+    def _renewed(self, done: Future[Receipt]) -> None:
+        exc = done.exception()
+        if isinstance(exc, OwnershipLostError):
+            self._lost(exc)
+
+    def here(self) -> None:
+        """Be somebody else in a process that was forked: what the parent has in hand is not the child's."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self.owner = new_owner(self)
+            self._hold = self._renewing = None
+            self.forget()
 
     def _lost(self, exc: OwnershipLostError) -> None:
         with self.mutex:
@@ -120,6 +145,7 @@ class Commitment(_Write):
     def open(self) -> Commit:
         """Add who makes it, or refuse what this instance does not have in hand."""
         claims = self._claims
+        claims.here()
         in_hand, take = claims.in_hand.copy(), None
         for change in self._commit.changes:
             snapshot_id, transition = change.snapshot_id, change.transition
@@ -165,12 +191,13 @@ class _Renewal(_Write):
 
     def open(self) -> Commit:
         claims = self._claims
+        claims.here()
         if claims.fence is None:
             raise _NothingInHandError
         return Commit(writer=Writer(claims.fence, claims.owner, claims.lease, holder=claims.owner.id))
 
 
-class _NothingInHandError(Exception):
+class _NothingInHandError(GraphkeepError):
     """There is no lease to renew any more."""
 
 

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
@@ -21,7 +21,6 @@ from typing import Final, Protocol, TypeVar
 from .backend import LockBusy, Turn
 from .commit import Commit, Receipt
 from .errors import GraphkeepError, LockTimeoutError, StorageError
-from .offload import submit
 from .sqlopen import open_file, ours, translated
 
 __all__ = ('Database', 'Stage')
@@ -104,6 +103,9 @@ class Database:
         self._made: list[tuple[Future[Receipt], Receipt]] = []  # and not yet on the disk
         self._lasting = threading.Event()
         self._lasting.set()
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix='graphkeep-sqlite')
+        self._syncing = 0  # how many are about to wait for the disk besides those
+        self._doubtful: OSError | None = None  # why what is in the log may not be on the disk
         self._commits = 0
         self._long = False
         self._log: int | None = None  # open for `_sync`; SQLite has no locks on that file
@@ -173,8 +175,15 @@ class Database:
             if not self._lasting.is_set():
                 return done
             self._lasting.clear()
-        submit(self._wait_for_the_disk)
+        self._start(self._wait_for_the_disk)
         return done
+
+    def _start(self, func: Callable[[], None]) -> None:
+        """Have one of this file's own threads call it, so that it waits for no other work of the process."""
+        try:
+            self._threads.submit(func)
+        except RuntimeError:  # no thread is to be had
+            func()
 
     def _wait_for_the_disk(self) -> None:
         while True:
@@ -208,7 +217,7 @@ class Database:
             if not self._idle.is_set():
                 return ticket.done
             self._idle.clear()
-        submit(self._drain)
+        self._start(self._drain)
         return ticket.done
 
     def _drain(self) -> None:
@@ -290,10 +299,15 @@ class Database:
             except BaseException:
                 _roll_back(db)
                 raise
+            with self._queue_mutex:
+                self._syncing += 1
         try:
             self._sync()
         except OSError as exc:
             raise StorageError(str(self.path), 'make durable', exc, receipt=Receipt()) from exc
+        finally:
+            with self._queue_mutex:
+                self._syncing -= 1
         return value
 
     def _synced(self, outcomes: Sequence[Receipt | Exception]) -> Sequence[Receipt | Exception]:
@@ -315,8 +329,16 @@ class Database:
         SQLite would do it within the transaction (`PRAGMA synchronous = FULL`). Here nobody else is kept from
         writing meanwhile, and commits that need not wait do not. What was committed before lasts with it.
         """
-        if self._log is not None:
+        if self._log is None:
+            return
+        if self._doubtful is not None:
+            # the system says once that something is not on the disk, and then no more
+            raise self._doubtful
+        try:
             getattr(os, 'fdatasync', os.fsync)(self._log)
+        except OSError as exc:
+            self._doubtful = exc
+            raise
 
     @contextmanager
     def reading(self) -> Generator[sqlite3.Connection]:
@@ -332,10 +354,18 @@ class Database:
 
     def close(self) -> None:
         """Make what waits, and close every connection. What is asked for later opens the file again."""
+        while not self._closed():
+            time.sleep(_WAIT[0])
+
+    def _closed(self) -> bool:
+        """Close every connection, unless something is under way."""
         self._idle.wait()
         self._lasting.wait()
         with self._mutex, translated(self.path, 'close'):
+            if self._syncing or not self._idle.is_set() or not self._lasting.is_set():
+                return False
             self.ready = False
+            self._doubtful = None
             for reader in list(self._readers.values()):
                 reader.close()
             self._readers.clear()
@@ -345,11 +375,14 @@ class Database:
             log, self._log = self._log, None
             if log is not None:
                 os.close(log)
+        return True
 
     @contextmanager
     def _writing(self) -> Generator[sqlite3.Connection]:
         """Give the connection that writes, alone, with a log that is not long."""
-        with self._mutex:
+        if not self._mutex.acquire(timeout=self.busy_timeout or 0):
+            raise LockTimeoutError(str(self.path), self.busy_timeout)
+        try:
             db = self._connected()
             if self._log_is_long():
                 self._long = False
@@ -357,6 +390,8 @@ class Database:
                 with suppress(sqlite3.Error):
                     db.execute('PRAGMA wal_checkpoint(RESTART)')
             yield db
+        finally:
+            self._mutex.release()
 
     def _connected(self) -> sqlite3.Connection:
         if self._writer is None:
@@ -394,7 +429,8 @@ class Database:
         if (reader := self._readers.get(ident)) is None:
             living = {thread.ident for thread in threading.enumerate()}
             for gone in [i for i in list(self._readers) if i not in living]:
-                self._readers.pop(gone).close()
+                if (reader := self._readers.pop(gone, None)) is not None:  # another thread may be faster
+                    reader.close()
             reader = self._readers.setdefault(ident, _Reader())
         return reader
 

@@ -71,6 +71,8 @@ def trim(db: sqlite3.Connection, run_id: str, before: datetime, limit: int) -> i
             break
         remove(db, view.run, seq)
         passed += 1
+    if passed:  # whoever has the run at hand looks again
+        db.execute('UPDATE runs SET version = version + 1 WHERE run = ?', (view.run,))
     return passed
 
 

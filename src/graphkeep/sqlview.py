@@ -109,7 +109,9 @@ class SqlView:
         self.ownership = Ownership(fence, load_owner(owner) if owner else None, moment(expires))
         self.about = About(graph, (), moment(created), (parent, parent_seq) if parent else None)
         for seq, status, started, duration, attempt, holder, attempts in json.loads(in_hand):
-            filed = _record(self.db.execute(_STEP, (run, seq)).fetchone())
+            if (values := self.db.execute(_STEP, (run, seq)).fetchone()) is None:
+                continue
+            filed = _record(values)
             self.in_hand[seq] = filed._replace(
                 status=status,
                 start_ts=moment(started),

@@ -428,6 +428,9 @@ async def test_disk_that_does_not_sync(path: Path, monkeypatch: pytest.MonkeyPat
             with pytest.raises(StorageError, match='may not survive a loss of power'):
                 await store.fork('ended', into='fork')
         assert {info.id for info in await store.runs()} == {'ended', 'run', 'fork'}
+        with pytest.raises(StorageError, match='may not survive'):  # what was not synced is still in the log
+            await finish(store)
+        await store.aclose()  # which writes the log back
         assert await finish(store) == [1, 2, 3]
 
 

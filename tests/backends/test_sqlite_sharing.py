@@ -1,0 +1,157 @@
+"""A SQLite store that is busy, closed, pruned or forked while somebody has a run of it in hand."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import anyio.to_thread
+import pytest
+from pydantic_graph import BaseNode, End, GraphRunContext
+
+from graphkeep import Graph, RunOwnedError, SqliteStore, run_or_resume
+from tests.backends.stores import Clock
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Tally:
+    numbers: list[int] = field(default_factory=list[int])
+
+
+@dataclass
+class Count(BaseNode[Tally, None, list[int]]):
+    number: int = 1
+
+    async def run(self, ctx: GraphRunContext[Tally, None]) -> Count | End[list[int]]:
+        ctx.state.numbers.append(self.number)
+        return End(ctx.state.numbers) if self.number == 3 else Count(self.number + 1)
+
+
+graph = Graph(nodes=(Count,))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Be the path of a store that does not exist yet."""
+    return tmp_path / 'runs.db'
+
+
+async def in_hand(store: SqliteStore) -> Any:
+    """Begin a run and take its first node in hand."""
+    persistence: Any = store.run('run')
+    persistence.set_graph_types(graph)
+    await persistence.snapshot_node(Tally(), Count())
+    assert await persistence.load_next()
+    return persistence
+
+
+async def renewed(persistence: Any) -> None:
+    """Let the heartbeat beat once, and wait until that was made."""
+    assert persistence._claims._renew()
+    if (renewing := persistence._claims._renewing) is not None:
+        await anyio.to_thread.run_sync(renewing.result)
+
+
+@pytest.mark.parametrize('trouble', ['locked', 'closed', 'long'])
+async def test_heartbeat(path: Path, trouble: str):
+    """A lease is renewed while the store is locked for a moment, was closed, or has a long log."""
+    clock = Clock()
+    store = SqliteStore(path, clock=clock, lease=30)
+    persistence = await in_hand(store)
+    clock.forward(20)
+    if trouble == 'closed':
+        await store.aclose()
+    elif trouble == 'long':
+        cast('Any', store)._database._long = True
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        if trouble == 'locked':
+            other.execute('BEGIN IMMEDIATE')
+            timer = threading.Timer(0.05, other.execute, ['ROLLBACK'])
+            timer.start()
+        await renewed(persistence)
+        if trouble == 'locked':
+            timer.join()  # pyright: ignore[reportPossiblyUnboundVariable]
+    (info,) = await store.runs()
+    assert info.expires == clock() + timedelta(seconds=30)
+    clock.forward(20)
+    with pytest.raises(RunOwnedError):
+        await run_or_resume(graph, persistence=SqliteStore(path, clock=clock).run('run'))
+    await store.aclose()
+
+
+async def test_pruned_while_at_hand(path: Path):
+    """An instance that has a run at hand notices that a part of it was pruned."""
+    clock = Clock()
+    async with SqliteStore(path, clock=clock) as store:
+        persistence: Any = store.run('run')
+        persistence.set_graph_types(graph)
+        for number in (1, 2):
+            await persistence.snapshot_node(Tally(), Count(number))
+        first, second = await persistence.load_history()
+        async with persistence.record_run(second.id):
+            pass
+        await persistence.snapshot_node(Tally(), Count(3))
+        clock.forward(days=1)
+        pruned = await store.prune(older_than=timedelta(hours=1), only_finished=False)
+        assert pruned.snapshots == 1
+        with pytest.raises(LookupError):
+            async with persistence.record_run(first.id):
+                pass
+        assert [record.seq for record in await store.history('run')] == [2, 3]
+        assert await SqliteStore(path, clock=clock).run('run').load_history()
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='the platform does not fork')
+@pytest.mark.filterwarnings('ignore:This process:DeprecationWarning')
+async def test_owner_after_a_fork(path: Path):
+    """What the parent has in hand a child that was forked does not have, and it is an owner of its own."""
+    async with SqliteStore(path) as store:
+        persistence = await in_hand(store)
+        before = persistence._claims.owner
+        if (pid := os.fork()) == 0:
+            claims = persistence._claims
+            claims.here()
+            os._exit(0 if (claims.fence, claims.owner.pid) == (None, os.getpid()) else 1)
+        _, status = await anyio.to_thread.run_sync(os.waitpid, pid, 0)
+        assert status == 0
+        persistence._claims.here()
+        assert persistence._claims.owner is before
+        assert persistence._claims.fence == 1
+
+
+async def test_closed_while_in_use(path: Path):
+    """Closing waits for what is under way: no commit fails by it, and none is lost."""
+    async with SqliteStore(path, durability='full') as store:
+        async with anyio.create_task_group() as group:
+            for number in range(30):
+                persistence: Any = store.run(f'run-{number}')
+                persistence.set_graph_types(graph)
+                group.start_soon(persistence.snapshot_node, Tally(), Count())
+                if number % 5 == 0:
+                    group.start_soon(store.aclose)
+        assert len(await store.runs()) == 30
+
+
+async def test_without_threads(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where no thread is to be had a commit is made all the same."""
+    async with SqliteStore(path, durability='full') as store:
+        await store.runs()
+        await in_hand(store)
+
+        def refuse(*_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(cast('Any', store)._database._threads, 'submit', refuse)
+        persistence: Any = store.run('other')
+        persistence.set_graph_types(graph)
+        await persistence.snapshot_node(Tally(), Count())
+        assert {info.id for info in await store.runs()} == {'run', 'other'}
