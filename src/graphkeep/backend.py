@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from .commit import NAMELESS, UNOWNED, About, Commit, Ownership, Receipt, Row, StepRecord, Tail, admit
-from .errors import RunOwnedError, StorageError, UnknownSnapshotError
+from .errors import RunOwnedError, SnapshotStatusError, StorageError, UnknownSnapshotError
 from .offload import submit
 from .runinfo import RunInfo, describe, last_change
 
@@ -186,6 +186,9 @@ def apply(view: RunView, commit: Commit, now: datetime) -> Applied:
         record = view.find(change.snapshot_id)
         if record is None:
             raise UnknownSnapshotError(view.run_id, change.snapshot_id)
+        if change.seq is not None and change.seq < record.seq:
+            # a node that returned itself: somebody else has run it, and what is there now comes after that
+            raise SnapshotStatusError(view.run_id, change.snapshot_id, change.transition, 'success')
         record = changed.get(record.seq, record).changed(view.run_id, change, owner)
         changed[record.seq] = record
         seq, attempt = record.seq, record.attempt
@@ -197,7 +200,8 @@ def apply(view: RunView, commit: Commit, now: datetime) -> Applied:
             Row(row.record.numbered(last + n), row.body) for n, row in enumerate(commit.rows, start=1)
         ]
         begins = None if last else commit.about._replace(created=now)
-    return Applied(changed, appended, ownership, Receipt(ownership.fence, seq, attempt), begins)
+    receipt = Receipt(ownership.fence, seq, attempt, last + len(appended))
+    return Applied(changed, appended, ownership, receipt, begins)
 
 
 class RunLog:

@@ -203,6 +203,9 @@ class StatusChange:
     """What the node raised."""
     reason: str | None = None
     """Why it is released or recovered."""
+    seq: int | None = None
+    """The number of the snapshot that is meant, where it is known. If it is not the newest one with this id,
+    the run has gone past it, and the change is refused."""
 
 
 class Ownership(NamedTuple):
@@ -298,6 +301,8 @@ class Receipt:
     """The place of the last snapshot that it changed."""
     attempt: int = 0
     """The attempt number of the last snapshot that it changed."""
+    last: int = 0
+    """The number of the run's newest snapshot after it."""
     interrupted: BaseException | None = None
     """A cancellation that came while the commit was made; for the caller to raise."""
 

@@ -72,6 +72,8 @@ class StatePersistence(
     _claimed: frozenset[str] = frozenset()
     # what `claim` has taken for the next `load_next` to hand out
     _offered: str | None = None
+    # the snapshot that this instance stored or was handed last: its id may recur
+    _latest: tuple[str, int] | None = None
 
     if TYPE_CHECKING:
         # where the host has no persistence the base is unknown to a type checker, which then takes a class
@@ -232,6 +234,7 @@ class StatePersistence(
                     await self.release()
                 raise
             self._claimed |= {row.record.id}
+            self._latest = row.record.id, row.record.seq
             if receipt.interrupted:
                 await self.release()
                 raise receipt.interrupted
@@ -406,6 +409,7 @@ class StatePersistence(
 
     async def _append(self, snapshot: Snapshot[StateT, RunEndT]) -> None:
         ended, self._ended = self._ended, None  # before the first await: it is this caller's own step
+        self._latest = None
         if self._failed is not None:
             await self._flush()
         try:
@@ -415,9 +419,11 @@ class StatePersistence(
                 await self._fail(ended, exc)
             raise
         if ended is None:
-            _deliver(await self._commit(Commit(rows=(row,))))
+            receipt = await self._commit(Commit(rows=(row,)))
+            _deliver(receipt)
         else:
-            await self._land(Commit((ended,), (row,), must_land=True))
+            receipt = await self._land(Commit((ended,), (row,), must_land=True))
+        self._latest = snapshot.id, receipt.last
 
     async def _flush(self) -> None:
         """Write what is still to be written of the step before."""
@@ -428,7 +434,7 @@ class StatePersistence(
             self._ended = None
             await self._land(Commit((ended,), must_land=True))
 
-    async def _land(self, commit: Commit) -> None:
+    async def _land(self, commit: Commit) -> Receipt:
         """Make a commit that ends a step; if the storage fails, keep it for the next use of this instance."""
         try:
             receipt = await self._commit(commit)
@@ -438,6 +444,7 @@ class StatePersistence(
             raise
         if receipt.interrupted is not None:
             raise receipt.interrupted
+        return receipt
 
     async def fail_held(self, exc: Exception) -> None:
         """Record a node that returned as failed, because `exc` kept its next from being recorded.

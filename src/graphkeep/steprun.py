@@ -32,6 +32,8 @@ class StepRun(AbstractAsyncContextManager[None]):
         if persistence._ended is not None or persistence._failed is not None:
             await persistence._flush()
         start = StatusChange(self._snapshot_id, START, persistence._now())
+        if (latest := persistence._latest) is not None and latest[0] == self._snapshot_id and latest[1]:
+            start.seq = latest[1]
         self._begun = perf_counter()
         # before the write: what is being started is no longer there for `release` to give back
         if claimed := persistence._claimed:
