@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
-from .commit import NAMELESS, UNOWNED, About, Commit, Ownership, Receipt, Row, StepRecord, Tail, admit
+from .commit import NAMELESS, UNOWNED, About, Commit, Ownership, Parts, Receipt, Row, StepRecord, Tail, admit
 from .errors import RunOwnedError, SnapshotStatusError, StorageError, UnknownSnapshotError
 from .offload import submit
 from .runinfo import RunInfo, describe, last_change
@@ -132,6 +132,10 @@ class RunBackend(ABC):
     def rows(self) -> Sequence[Row]:
         """Return every row, oldest first."""
 
+    def parts(self) -> Parts:
+        """Return what going on with a run of a builder graph needs, besides its tail."""
+        return Parts.of(self.rows())
+
 
 @dataclass(slots=True)
 class Applied:
@@ -181,7 +185,8 @@ def apply(view: RunView, commit: Commit, now: datetime) -> Applied:
     ownership = admit(view.run_id, view.ownership, commit, now)
     changed: dict[int, StepRecord] = {}
     seq = attempt = 0
-    owner = str(commit.writer.take) if commit.writer.take else None
+    holder = commit.writer.take or ownership.owner
+    owner = str(holder) if holder and commit.changes else None
     for change in commit.changes:
         record = view.find(change.snapshot_id)
         if record is None:
@@ -250,9 +255,10 @@ class RunLog:
         """Return the positions from the newest record back to the newest reached one, that one included."""
         positions: list[int] = []
         for index in range(len(self.records) - 1, -1, -1):
-            positions.append(index)
-            if self.records[index].reached:
-                break
+            if not self.records[index].is_part:
+                positions.append(index)
+                if self.records[index].reached:
+                    break
         return positions
 
     def passed(self, before: datetime) -> int:

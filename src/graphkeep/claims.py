@@ -146,21 +146,23 @@ class Commitment(_Write):
         """Add who makes it, or refuse what this instance does not have in hand."""
         claims = self._claims
         claims.here()
-        in_hand, take = claims.in_hand.copy(), None
+        in_hand, recovers = claims.in_hand.copy(), False
         for change in self._commit.changes:
             snapshot_id, transition = change.snapshot_id, change.transition
             if transition in _BEGINS:
                 in_hand.add(snapshot_id)
-                take = claims.owner
             elif transition in _ENDS:
-                if snapshot_id not in claims.in_hand:
+                if snapshot_id not in in_hand:
                     raise OwnershipLostError(claims.backend.run_id, None)
                 in_hand.discard(snapshot_id)
             elif transition is RECOVER:
                 if claims.fence is not None and snapshot_id in claims.in_hand:
                     # by this very instance, which lives
                     raise RunOwnedError(claims.backend.run_id, claims.owner, None)
-                take = claims.owner
+                in_hand.discard(snapshot_id)
+                recovers = True
+        # what begins and ends in one commit is part of what is in hand already
+        take = claims.owner if recovers or not in_hand <= claims.in_hand else None
         self._in_hand = in_hand
         has = claims.fence is not None or take is not None
         self._gives_up = has and not in_hand and not (claims.keeping and self._goes_on())

@@ -44,7 +44,7 @@ from .faithful import (
 from .parts import Part, parts_of, shown
 from .snapshots import EndSnapshot, NodeSnapshot
 
-__all__ = ('Body', 'Codec')
+__all__ = ('Body', 'Codec', 'Refusal', 'Shape')
 
 _NodeType = type[BaseNode[Any, Any, Any]]
 _Compare = Callable[[Any, Any], Difference | None]
@@ -77,10 +77,10 @@ class Codec(Generic[StateT, RunEndT]):
         self.state_type = state_type
         self.run_end_type = run_end_type
         result_type = _result_type(self.nodes, run_end_type)
-        self._state = _Shape('state type', state_type, state_type, comparer_of(state_type))
+        self._state = Shape('state type', state_type, state_type, comparer_of(state_type))
         # `End[...]` may return an alias made before for an equal type, see `of`
         ends = types.GenericAlias(End, (result_type,))
-        self._result = _Shape('result type', result_type, ends, _of_ends(comparer_of(result_type)))
+        self._result = Shape('result type', result_type, ends, _of_ends(comparer_of(result_type)))
         shapes = [_NodeShape(node) for node in self.nodes]
         self._by_id = {shape.node_id: shape for shape in shapes}
         self._by_class = {shape.node_class: shape for shape in shapes}
@@ -123,12 +123,12 @@ class Codec(Generic[StateT, RunEndT]):
         end = isinstance(snapshot, EndSnapshot)
         try:
             return Body(
-                state=self._write_state(snapshot.state, verify),
+                state=self.write_state(snapshot.state, verify),
                 node=self._result.write('result', snapshot.result, verify)
                 if end
                 else self._write_node(snapshot.node, verify),
             )
-        except _Refusal as refusal:
+        except Refusal as refusal:
             node_id = 'End' if end else snapshot.node.get_node_id()
             cause = refusal.__cause__
             raise UnfaithfulSnapshotError(run_id, node_id, refusal.field, refusal.problem) from cause
@@ -176,10 +176,27 @@ class Codec(Generic[StateT, RunEndT]):
         """
         return _read(self._state, 'state', body.state, record, place)
 
-    def _write_state(self, state: StateT, verify: bool) -> bytes:
+    def write_result(self, output: Any, verify: bool) -> bytes:
+        """Return the end of a run with this result as JSON.
+
+        Raises:
+            Refusal: if it would not be loaded as it was given.
+        """
+        return self._result.write('result', End(output), verify)
+
+    def dump_state(self, state: StateT) -> bytes:
+        """Return the state as JSON, unchecked; errors are those of pydantic and of the state's own code."""
+        return self._state.dump(state)
+
+    def write_state(self, state: StateT, verify: bool) -> bytes:
+        """Return the state as JSON.
+
+        Raises:
+            Refusal: if it would not be loaded as it was given.
+        """
         if state is not None and self.state_type in (None, types.NoneType):
             name = type(state).__qualname__
-            raise _Refusal(
+            raise Refusal(
                 'state',
                 f'is of type {name}, but the state type of the graph is None: '
                 f'pass `state_type={name}` to the graph, or declare its nodes as `BaseNode[{name}, ...]`',
@@ -189,7 +206,7 @@ class Codec(Generic[StateT, RunEndT]):
     def _write_node(self, node: BaseNode[StateT, Any, RunEndT], verify: bool) -> bytes:
         cls = type(node)
         if (shape := self._by_class.get(cls)) is None:
-            raise _Refusal(
+            raise Refusal(
                 'node',
                 f'is of type {cls.__module__}.{cls.__qualname__}, which is not in the graph; '
                 f'that has {_listed(self._by_id)}: add the class to the nodes of the graph',
@@ -202,7 +219,7 @@ def _kept(nodes: tuple[_NodeType, ...], state_type: Any, run_end_type: Any, *_: 
     return Codec(nodes, state_type, run_end_type)
 
 
-def _read(shape: _Shape, root: str, text: bytes, record: StepRecord, place: str) -> Any:
+def _read(shape: Shape, root: str, text: bytes, record: StepRecord, place: str) -> Any:
     try:
         return shape.read(text)
     except Exception as exc:  # pydantic's, or one of the user's own from a validator or a `__post_init__`
@@ -214,7 +231,7 @@ def _read(shape: _Shape, root: str, text: bytes, record: StepRecord, place: str)
         ) from exc
 
 
-class _Refusal(Exception):
+class Refusal(Exception):
     """Carries what is wrong with a value up to where the run and the node are known."""
 
     def __init__(self, field: str, problem: str):
@@ -226,7 +243,7 @@ class _Refusal(Exception):
 # -- one type
 
 
-class _Shape:
+class Shape:
     """Writes and reads the values of one type.
 
     The type is wrapped in a list: `TypeAdapter` takes a config only for what can have none of its own, and
@@ -248,19 +265,23 @@ class _Shape:
         # an alias is for the outside: pydantic writes a field by its name unless told otherwise
         self._validate_json = partial(adapter.validator.validate_json, by_name=True, by_alias=True)
 
+    def dump(self, value: Any) -> bytes:
+        """Return the value as JSON, unchecked."""
+        return self._dump_json([value], warnings=False)[1:-1]
+
     def write(self, root: str, value: Any, verify: bool) -> bytes:
         """Return the value as JSON; `root` is what it is called in a refusal."""
         try:
-            text = self._dump_json([value], warnings=False)[1:-1]
+            text = self.dump(value)
         except Exception as exc:
             part = self._culprit(value)
-            raise _Refusal(root + part.path, _unwritable(part.value, exc)) from exc
+            raise Refusal(root + part.path, _unwritable(part.value, exc)) from exc
         text = self._finish(root, text)
         if not verify:
             return text
         try:
             self._verify(root, value, text)
-        except _Refusal:
+        except Refusal:
             if (text := self._round_trip(root, value)) is None:
                 raise
         return text
@@ -294,12 +315,12 @@ class _Shape:
             found = self._compare(value, self.read(text))
         except pydantic.ValidationError as exc:
             part = _part_at(value, _errors(exc)[0]['loc'][1:])
-            raise _Refusal(root + part.path, _unloadable(root, part.value, exc)) from exc
+            raise Refusal(root + part.path, _unloadable(root, part.value, exc)) from exc
         except Exception as exc:
             problem = f'cannot be loaded and compared ({_reason(exc)}): mend its validators or its `__eq__`'
-            raise _Refusal(root, problem) from exc
+            raise Refusal(root, problem) from exc
         if found:
-            raise _Refusal(root + found.path, found.problem)
+            raise Refusal(root + found.path, found.problem)
 
     def _culprit(self, value: Any) -> Part:
         """Find the innermost part of a value that cannot be written, by writing ever smaller parts of it."""
@@ -333,7 +354,7 @@ class _Shape:
         return False
 
 
-class _NodeShape(_Shape):
+class _NodeShape(Shape):
     """Writes and reads the nodes of one type; what is written has the node's id beside its fields."""
 
     def __init__(self, node: _NodeType):
@@ -344,9 +365,9 @@ class _NodeShape(_Shape):
 
     def _finish(self, root: str, text: bytes) -> bytes:
         if not text.startswith(b'{'):
-            raise _Refusal(root, f'is written as {shown(text.decode())}: let it be written as a JSON object')
+            raise Refusal(root, f'is written as {shown(text.decode())}: let it be written as a JSON object')
         if b'"node_id"' in text and 'node_id' in from_json(text):
-            raise _Refusal(
+            raise Refusal(
                 f'{root}.node_id',
                 "a field must not be written as `node_id`, because the node's own id is stored under that "
                 'name: rename the field or its alias',

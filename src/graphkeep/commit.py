@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from .errors import OwnershipLostError, RunOwnedError, SnapshotStatusError
 from .owner import Owner, is_gone
-from .status import START, SnapshotStatus, Transition
+from .status import START, TaskStatus, Transition
 
 __all__ = (
     'ANYBODY',
@@ -23,8 +23,11 @@ __all__ = (
     'About',
     'Attempt',
     'Commit',
+    'Kind',
+    'Outcome',
     'Owner',
     'Ownership',
+    'Parts',
     'Receipt',
     'Row',
     'StatusChange',
@@ -71,6 +74,10 @@ def _shortened(text: str) -> str:
     return text if len(text) <= KEPT_TEXT else f'{text[:half]}\n...\n{text[-half:]}'
 
 
+Outcome = Literal['success', 'error', 'released', 'recovered', 'cancelled']
+"""How an attempt at a node ended."""
+
+
 class Attempt(NamedTuple):
     """One ended run of a node."""
 
@@ -78,14 +85,24 @@ class Attempt(NamedTuple):
     """When it started (UTC)."""
     duration: float | None
     """How long it took, in seconds; `None` where nobody was there to see its end."""
-    outcome: Literal['success', 'error', 'released', 'recovered']
-    """How it ended: the node returned, it raised, its owner gave it back, or its owner was gone."""
+    outcome: Outcome
+    """How it ended: the node returned, it raised, its owner gave it back, its owner was gone, or the run went on
+    without it."""
     reason: str | None = None
     """Why, for a released or recovered attempt."""
     error: StepError | None = None
     """What the node raised."""
     owner: str | None = None
     """The process that ran it, where it is known."""
+
+
+Kind = Literal['node', 'end', 'task', 'join', 'image']
+"""What a row holds: a node to run, or the end of the run; or a part of a run of a builder graph.
+
+- `'task'`: a task of the graph's scheduler.
+- `'join'`: a join that has begun, and what it has come to.
+- `'image'`: the state alone.
+"""
 
 
 class StepRecord(NamedTuple):
@@ -95,9 +112,9 @@ class StepRecord(NamedTuple):
     """The snapshot's id. It may recur in a run: a node that returns itself keeps its id."""
     node_id: str
     """The node's id in the graph, `'End'` for the end."""
-    kind: Literal['node', 'end'] = 'node'
-    """Whether it is a node to run or the end of the run."""
-    status: SnapshotStatus = 'created'
+    kind: Kind = 'node'
+    """Whether it is a node to run, the end of the run, or a part of a run of a builder graph."""
+    status: TaskStatus = 'created'
     """Where it is in the status machine; an end is `'success'` from the start."""
     seq: int = 0
     """Its place in the run, from 1 on, in the order of writing."""
@@ -111,6 +128,14 @@ class StepRecord(NamedTuple):
     """The ended attempts, oldest first; the last ones where there were very many."""
     owner: str | None = None
     """The process that has it pending or running, where it is known."""
+    path: tuple[tuple[str, int], ...] = ()
+    """Of a task of a builder graph: the forks that it is under, each with the number of its branch or item,
+    outermost first. Only there where a history was loaded."""
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a part of a run of a builder graph; such a run is one node, which is run once."""
+        return self.kind not in ('node', 'end')
 
     @property
     def error(self) -> StepError | None:
@@ -141,7 +166,7 @@ class StepRecord(NamedTuple):
             return StepRecord(
                 self.id,
                 self.node_id,
-                'node',
+                self.kind,
                 'running',
                 self.seq,
                 change.at,
@@ -157,7 +182,7 @@ class StepRecord(NamedTuple):
         return StepRecord(
             self.id,
             self.node_id,
-            'node',
+            self.kind,
             transition.target,
             self.seq,
             self.start_ts,
@@ -167,11 +192,12 @@ class StepRecord(NamedTuple):
         )
 
 
-_OUTCOMES: Final[dict[str, Literal['success', 'error', 'released', 'recovered']]] = {
+_OUTCOMES: Final[dict[str, Outcome]] = {
     'succeed': 'success',
     'fail': 'error',
     'release': 'released',
     'recover': 'recovered',
+    'cancel': 'cancelled',
 }
 
 
@@ -316,6 +342,28 @@ class Tail(NamedTuple):
     """The rows that are pending or running, wherever they are, oldest first."""
     ownership: Ownership = UNOWNED
     """Who has the run."""
+
+
+class Parts(NamedTuple):
+    """What going on with a run of a builder graph needs, besides its tail."""
+
+    open: Sequence[Row] = ()
+    """The tasks and joins that have not ended, oldest first; of those with one id, the newest."""
+    image: Row | None = None
+    """The newest part that holds the state; `None` while it is as it was when the run began."""
+    newest: Row | None = None
+    """The newest part."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Parts:
+        """Return the parts among all rows of a run."""
+        parts = [row for row in rows if row.record.is_part]
+        newest = {row.record.id: row for row in parts}
+        return cls(
+            [row for row in newest.values() if row.record.status in ('created', 'error')],
+            next((row for row in reversed(parts) if row.body.state), None),
+            parts[-1] if parts else None,
+        )
 
 
 def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> Ownership:

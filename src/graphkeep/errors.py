@@ -13,6 +13,7 @@ GraphkeepError
 ├── InvalidRunIdError       (ValueError)                 a run id that no store accepts
 ├── UnusableStoreError      (ValueError)                 a file that is no store, or one of a later version
 ├── UnsupportedTypeError    (TypeError)                  a type that pydantic cannot write or read
+├── UnsupportedHostError    (ImportError)                a pydantic-graph without such a graph builder
 ├── UnfaithfulSnapshotError (ValueError)                 a value that would not be loaded as it was given
 ├── CorruptSnapshotError    (ValueError)                 something stored that cannot be read
 ├── StorageError            (OSError)                    the storage refused a read or a write
@@ -31,7 +32,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ._host import GraphNodeStatusError, GraphRuntimeError
-from .status import SnapshotStatus, Transition
+from .status import SnapshotStatus, TaskStatus, Transition
 
 if TYPE_CHECKING:
     from .commit import Receipt, StepError
@@ -55,6 +56,7 @@ __all__ = (
     'UnfaithfulSnapshotError',
     'UnknownRunError',
     'UnknownSnapshotError',
+    'UnsupportedHostError',
     'UnsupportedTypeError',
     'UnusableStoreError',
 )
@@ -74,12 +76,12 @@ class SnapshotStatusError(GraphkeepError, GraphNodeStatusError):
     """The run."""
     snapshot_id: str
     """The snapshot whose status was to change."""
-    expected: frozenset[SnapshotStatus]
+    expected: frozenset[TaskStatus]
     """The statuses from which the change is permitted."""
-    found: SnapshotStatus
+    found: TaskStatus
     """The status that the snapshot has."""
 
-    def __init__(self, run_id: str, snapshot_id: str, transition: Transition, found: SnapshotStatus):
+    def __init__(self, run_id: str, snapshot_id: str, transition: Transition, found: TaskStatus):
         self.run_id = run_id
         self.snapshot_id = snapshot_id
         self.expected = transition.sources
@@ -340,5 +342,21 @@ class NoCurrentStepError(GraphkeepError, LookupError):
         )
 
 
-def _either(statuses: Iterable[SnapshotStatus]) -> str:
+class UnsupportedHostError(GraphkeepError, ImportError):
+    """Refuse to record the runs of builder graphs of a pydantic-graph that this was not written for."""
+
+    version: str
+    """The version that is installed."""
+    needed: str
+    """What is needed."""
+
+    def __init__(self, version: str, needed: str, found: str):
+        self.version = version
+        self.needed = needed
+        ImportError.__init__(
+            self, f'PersistentGraph needs the {needed}; {version} is installed, and {found}: install another one'
+        )
+
+
+def _either(statuses: Iterable[TaskStatus]) -> str:
     return ' or '.join(repr(s) for s in sorted(statuses))

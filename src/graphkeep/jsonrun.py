@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, cast, get_args
 from pydantic_core import PydanticSerializationError, to_json
 
 from .codec import Body
-from .commit import NAMELESS, UNOWNED, About, Attempt, Owner, Ownership, Row, StepError, StepRecord
+from .commit import NAMELESS, UNOWNED, About, Attempt, Kind, Owner, Ownership, Row, StepError, StepRecord
 from .errors import CorruptSnapshotError
 from .names import check_run_id, check_tags
 from .status import SnapshotStatus
@@ -44,7 +44,8 @@ _KNOWN: Final = frozenset(
     {'state', 'node', 'result', 'start_ts', 'ts', 'duration', 'status', 'kind', 'id', _OURS}
 )
 _OWNER_FIELDS: Final = tuple(field.name for field in fields(Owner))
-_STATUSES: Final = frozenset(get_args(SnapshotStatus))
+_STATUSES: Final = frozenset((*get_args(SnapshotStatus), 'cancelled'))
+_KINDS: Final = frozenset(get_args(Kind))
 _MANY: Final = 2**53  # beyond it a float is not exact
 _WHITESPACE: Final = re.compile(r'[ \t\n\r]*')
 # integers as floats: ours are small, and those of the states, however long, are not looked at
@@ -101,7 +102,9 @@ def render(
     """
     content = b',"result":' if record.kind == 'end' else b',"node":'
     members = dump_members(record, ownership, about)[1:-1]
-    return b''.join((b'{"state":', body.state, content, body.node, b',', members, others, b'}'))
+    # a part that left the state as it was holds none
+    state = (b'{"state":', body.state) if body.state else (b'{', content[1:])
+    return b''.join((*state, *((content,) if body.state else ()), body.node, b',', members, others, b'}'))
 
 
 def dump_members(record: StepRecord, ownership: Ownership = UNOWNED, about: About | None = None) -> bytes:
@@ -250,7 +253,7 @@ def parse_body(text: bytes) -> tuple[Body, bytes]:
     decoded = text.decode()
     spans = {key: decoded[start:end].encode() for key, _, start, end in _members(decoded, 0)}
     others = b''.join(b',' + _json(key) + b':' + value for key, value in spans.items() if key not in _KNOWN)
-    return Body(spans['state'], spans['node'] if 'node' in spans else spans['result']), others
+    return Body(spans.get('state', b''), spans['node'] if 'node' in spans else spans['result']), others
 
 
 def _elements(text: str, place: str, about: list[About]) -> Iterator[Element]:
@@ -273,7 +276,7 @@ def _elements(text: str, place: str, about: list[About]) -> Iterator[Element]:
         if not about:
             seq = _read_about(values, about, f'{place}, snapshot number {seq}')
         record, ownership = _read(values, seq, f'{place}, snapshot number {seq}')
-        body = Body(spans['state'], spans['result' if record.kind == 'end' else 'node'])
+        body = Body(spans.get('state', b''), spans['result' if record.kind == 'end' else 'node'])
         yield Element(Row(record, body), text[start:at].encode(), ownership)
         at = _skip(text, at)
         at = _separated(text, at, ']', 'a snapshot')
@@ -334,10 +337,11 @@ def _read_about(values: Mapping[str, Any], about: list[About], place: str) -> in
 def _read(values: Mapping[str, Any], seq: int, place: str) -> tuple[StepRecord, Ownership]:
     """Return what the members of a snapshot say of it."""
     kind, snapshot_id = values.get('kind'), values.get('id')
-    if kind not in ('node', 'end') or not isinstance(snapshot_id, str):
+    if kind not in _KINDS or not isinstance(snapshot_id, str):
         raise CorruptSnapshotError(place, f'is not a snapshot: it has no valid `kind` and `id`. {_ADVICE}')
-    content = 'node' if kind == 'node' else 'result'
-    if 'state' not in values or not isinstance(values.get(content), dict):
+    content = 'result' if kind == 'end' else 'node'
+    stateless = kind not in ('node', 'end')
+    if ('state' not in values and not stateless) or not isinstance(values.get(content), dict):
         raise CorruptSnapshotError(
             place, f'has no `state` or no `{content}` object. {_ADVICE}', snapshot_id=snapshot_id
         )
@@ -370,6 +374,7 @@ def read_step(values: Mapping[str, Any], node_id: str, seq: int) -> StepRecord:
     record = StepRecord(
         id=values['id'],
         node_id=node_id,
+        kind=values['kind'],
         status=status,
         seq=seq,
         start_ts=started,

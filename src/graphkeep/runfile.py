@@ -320,10 +320,10 @@ class RunFile(LoggedRun):
         count = len(self.log.records)
         self.log.accept(applied)
         for seq, record in applied.changed.items():
-            if record.status in ('success', 'error'):
+            if record.status in ('success', 'error', 'cancelled'):
                 self._contents.pop(self.log.index(seq), None)
         for index, row in enumerate(applied.appended, start=count):
-            if row.record.kind == 'node':
+            if row.record.kind != 'end':
                 self._contents[index] = (row.body, b'')
 
     # ---------------------------------------------------------------------------------------------- the file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, get_args
@@ -24,6 +24,8 @@ __all__ = (
     'is_count',
     'is_resumable',
     'last_change',
+    'latest_steps',
+    'newest_step',
     'run_status',
 )
 
@@ -171,6 +173,16 @@ def _unchanged_for_longest(info: RunInfo) -> tuple[float, str]:
     return (info.updated.timestamp() if info.updated else 0.0, info.id)
 
 
+def newest_step(records: Sequence[StepRecord]) -> StepRecord:
+    """Return the newest record that is no part of another one."""
+    return next(record for record in reversed(records) if not record.is_part)
+
+
+def latest_steps(records: Sequence[StepRecord]) -> Sequence[StepRecord]:
+    """Return the records among which is the one that ended last; parts end in any order."""
+    return records if any(record.is_part for record in records[-2:]) else records[-2:]
+
+
 def run_status(newest: StepRecord, open_: Iterable[StepRecord]) -> SnapshotStatus:
     """Return the status of a run."""
     if newest.kind == 'end':
@@ -185,15 +197,15 @@ def describe(
     run_id: str, about: About, records: list[StepRecord], ownership: Ownership, now: datetime
 ) -> RunInfo:
     """Return what is known of a run of which every record is at hand."""
-    newest = records[-1]
+    newest = newest_step(records)
     open_ = [record for record in records if record.status in ('pending', 'running')]
     status = run_status(newest, open_)
-    moments = [about.created, *(last_change(record) for record in records[-2:]), *map(last_change, open_)]
+    moments = [about.created, *map(last_change, (*latest_steps(records), *open_))]
     return RunInfo(
         id=run_id,
         graph=about.graph,
         status=status,
-        steps=newest.seq,
+        steps=records[-1].seq,
         created=about.created,
         updated=max((moment for moment in moments if moment is not None), default=None),
         owner=ownership.owner,

@@ -157,7 +157,9 @@ class SqliteStore(Store):
 _FOUND: Final = """
 SELECT
     id, graph, status, steps, created, updated, owner, expires, parent, parent_seq,
-    (SELECT attempts FROM steps WHERE steps.run = runs.run AND seq = steps AND steps.status = 'error'),
+    CASE WHEN status = 'error' THEN (
+        SELECT attempts FROM steps WHERE steps.run = runs.run AND kind = 'node' ORDER BY seq DESC LIMIT 1
+    ) END,
     (SELECT json_group_array(tag) FROM (SELECT tag FROM tags WHERE tags.run = runs.run ORDER BY tag))
 FROM runs
 WHERE id > :after

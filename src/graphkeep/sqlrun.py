@@ -172,12 +172,13 @@ def _write_run(
     db: sqlite3.Connection, view: SqlView, applied: Applied, in_hand: dict[int, StepRecord], updated: int
 ) -> int | None:
     """Write the row of the run; return its number, or `None` if it is not as it was looked at."""
-    newest = applied.appended[-1].record if applied.appended else cast(StepRecord, view.newest)
+    appended = (row.record for row in reversed(applied.appended) if not row.record.is_part)
+    newest = next(appended, None) or cast(StepRecord, view.newest)
     newest = applied.changed.get(newest.seq, newest)
     ownership = applied.ownership
     values = (
         run_status(newest, in_hand.values()),
-        newest.seq,
+        applied.receipt.last,
         updated,
         ownership.fence,
         dump_owner(ownership.owner) if ownership.owner else None,

@@ -11,7 +11,7 @@ from typing import cast
 from .commit import About, Ownership, Row
 from .errors import RunOwnedError
 from .jsonrun import load_owner
-from .runinfo import last_change, run_status
+from .runinfo import last_change, latest_steps, newest_step, run_status
 from .sqlrun import add_step, begin_run
 from .sqlview import moment, stamp, view_run
 
@@ -20,11 +20,12 @@ __all__ = ('delete', 'insert', 'remove', 'trim')
 
 def insert(db: sqlite3.Connection, run_id: str, rows: Sequence[Row], about: About) -> bool:
     """Store a whole run that nobody has in hand; return whether there was none with this id."""
-    newest = rows[-1].record
-    moments = [about.created, *(last_change(row.record) for row in rows[-2:])]
+    records = [row.record for row in rows]
+    newest = newest_step(records)
+    moments = [about.created, *map(last_change, latest_steps(records))]
     updated = max(stamp(moment) or 0 for moment in moments)
     finishes = newest.kind == 'end'
-    values = (run_status(newest, ()), finishes, newest.seq, updated, 0, None, None, '[]')
+    values = (run_status(newest, ()), finishes, rows[-1].record.seq, updated, 0, None, None, '[]')
     if (run := begin_run(db, run_id, about, values)) is None:
         return False
     for row in rows:

@@ -33,7 +33,9 @@ COLUMNS: Final = 'seq, id, node_id, kind, status, start_ts, duration, attempt, o
 _FIND_STEP: Final = (
     f'SELECT {COLUMNS} FROM steps WHERE run = ? AND id = CAST(? AS TEXT) ORDER BY seq DESC LIMIT 1'  # noqa: S608
 )
-_NEWEST_STEPS: Final = f'SELECT {COLUMNS} FROM steps WHERE run = ? ORDER BY seq DESC'  # noqa: S608
+_NEWEST_STEPS: Final = f"""
+SELECT {COLUMNS} FROM steps WHERE run = ? AND kind IN ('node', 'end') ORDER BY seq DESC
+"""  # noqa: S608
 _STEP: Final = f'SELECT {COLUMNS} FROM steps WHERE run = ? AND seq = ?'  # noqa: S608
 _ALL: Final = f"""
 SELECT {COLUMNS}, state, node FROM steps JOIN bodies USING (body) WHERE run = ? ORDER BY seq
@@ -62,7 +64,7 @@ def _record(values: Sequence[Any]) -> StepRecord:
     started = moment(start_ts)
     if attempts is not None:
         ended = load_attempts(attempts)
-    elif status == 'success' and kind == 'node':
+    elif status == 'success' and kind != 'end':
         ended, owner = (Attempt(started, duration, 'success', owner=owner),), None
     else:
         ended = ()
@@ -87,6 +89,7 @@ class SqlView:
         self.in_hand: dict[int, StepRecord] = {}
         self.newest: StepRecord | None = None
         self._known: dict[str, StepRecord] = {}  # by id: of those that are asked for, the newest with that id
+        self._room = _KNOWN
         if (values := db.execute(_FIND_RUN, (run_id,)).fetchone()) is not None:
             self._read(*values)
 
@@ -170,13 +173,18 @@ class SqlView:
             if newest is not None and seq == newest.seq:
                 newest = record
         for row in applied.appended:
-            newest = row.record
-            known[newest.id] = newest
-            self.last = newest.seq
+            record = row.record
+            known[record.id] = record
+            self.last = record.seq
+            if not record.is_part:
+                newest = record
         self.newest = newest
-        if len(known) > _KNOWN:
+        if len(known) > self._room:
             kept = [*in_hand.values(), *([newest] if newest else ())]
+            # tasks that are to be run will be asked for
+            kept += [record for record in known.values() if record.is_part and record.status == 'created']
             self._known = {record.id: record for record in kept}
+            self._room = max(_KNOWN, 2 * len(kept))
 
 
 def view_run(run_id: str, db: sqlite3.Connection) -> SqlView:

@@ -5,6 +5,8 @@ created ──claim──> pending ──start──> running ──succeed─�
    ^ \────────────────start─────────────^  \ ───fail────> error
    └── release, recover <── pending, running                │
    └────────────────────────── retry <──────────────────────┘
+
+created, running, error ──cancel──> cancelled
 ```
 """
 
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 __all__ = (
+    'CANCEL',
     'CLAIM',
     'FAIL',
     'RECOVER',
@@ -23,6 +26,7 @@ __all__ = (
     'SUCCEED',
     'TRANSITIONS',
     'SnapshotStatus',
+    'TaskStatus',
     'Transition',
 )
 
@@ -36,6 +40,9 @@ SnapshotStatus = Literal['created', 'pending', 'running', 'success', 'error']
 - `'error'`: its node raised.
 """
 
+TaskStatus = SnapshotStatus | Literal['cancelled']
+"""The status of a task of a builder graph: as of a snapshot, or `'cancelled'`, the run went on without it."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transition:
@@ -43,9 +50,9 @@ class Transition:
 
     name: str
     """The verb, as it appears in errors."""
-    sources: frozenset[SnapshotStatus]
+    sources: frozenset[TaskStatus]
     """The statuses that it may start from; a commit that finds another one is refused."""
-    target: SnapshotStatus
+    target: TaskStatus
     """The status that it leads to."""
 
     def __reduce__(self) -> str:
@@ -66,6 +73,8 @@ RECOVER: Final = Transition('recover', frozenset({'running', 'pending'}), 'creat
 """Its owner is gone."""
 RETRY: Final = Transition('retry', frozenset({'error'}), 'created')
 """Somebody asks for another attempt."""
+CANCEL: Final = Transition('cancel', frozenset({'created', 'running', 'error'}), 'cancelled')
+"""The run goes on without this task: its join stopped early, the end was reached, `override_next`."""
 
-TRANSITIONS: Final = (CLAIM, START, SUCCEED, FAIL, RELEASE, RECOVER, RETRY)
+TRANSITIONS: Final = (CLAIM, START, SUCCEED, FAIL, RELEASE, RECOVER, RETRY, CANCEL)
 """Every permitted change; anything else is refused."""

@@ -103,6 +103,11 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         self._about = self._about._replace(graph=graph.name)
         super().set_graph_types(graph)
 
+    def set_builder_types(self, codec: Codec[StateT, RunEndT], graph: str | None) -> None:
+        """Learn the types of a builder graph; every verb of `PersistentGraph` does this first."""
+        self._codec = codec
+        self._about = self._about._replace(graph=graph)
+
     def set_types(self, state_type: type[StateT], run_end_type: type[RunEndT]) -> None:
         """Learn the state and result types; `set_graph_types` calls this with the node types in place.
 

@@ -1,0 +1,490 @@
+"""The host's scheduler of builder graphs, and what has to be known of it to record what it does.
+
+This is the only module that reaches into it. It needs `GraphRun` and `_GraphIterator` as they have been since
+pydantic-graph 1.102, and refuses others when it is imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any, Final, NamedTuple, cast
+
+import anyio
+
+from ._host import HOST_VERSION
+from .commit import Row
+from .errors import UnfaithfulSnapshotError, UnsupportedHostError
+from .step import running
+from .taskrows import Branch
+from .taskrun import TaskFlight, TaskRun
+
+_NEEDS: Final = 'graph builder as of pydantic-graph 1.102 to 2.x'
+
+try:
+    from pydantic_graph.graph_builder import (
+        EndMarker,
+        ErrorMarker,
+        Graph,
+        GraphRun,
+        GraphTask,
+        JoinItem,
+        _GraphIterator,
+        _GraphTaskAsyncIterable,
+    )
+    from pydantic_graph.id_types import ForkStackItem, NodeID, NodeRunID, TaskID
+    from pydantic_graph.join import Join, JoinState
+    from pydantic_graph.node import EndNode, Fork, StartNode
+    from pydantic_graph.decision import Decision
+    from pydantic_graph.step import NodeStep, Step
+except ImportError as exc:
+    raise UnsupportedHostError(HOST_VERSION, _NEEDS, str(exc)) from exc
+
+__all__ = (
+    'Begun',
+    'Decision',
+    'EndMarker',
+    'EndNode',
+    'Fork',
+    'Graph',
+    'GraphTask',
+    'Join',
+    'NodeID',
+    'NodeStep',
+    'PersistentGraphRun',
+    'Resumed',
+    'StartNode',
+    'Step',
+    'TaskID',
+    'ended_run',
+    'paths_of',
+    'stack_of',
+    'step_function',
+)
+
+_METHODS: Final = ('_run_task', '_handle_execution_request', '_finish_task', '_cancel_sibling_tasks', 'iter_graph')
+_FIELDS: Final = ('get_next_node_run_id', 'get_next_task_id', 'active_tasks', 'active_reducers', 'iter_stream_receiver')
+if missing := [
+    *(name for name in _METHODS if not hasattr(_GraphIterator, name)),
+    *({*_FIELDS} - {field.name for field in fields(cast(Any, _GraphIterator))}),
+]:
+    raise UnsupportedHostError(HOST_VERSION, _NEEDS, f'its scheduler has no {missing[0]!r}')
+
+
+class Begun(NamedTuple):
+    """A join that has begun."""
+
+    join_id: str
+    fork_run: str
+    stack: tuple[Any, ...]
+    value: tuple[Any] | None
+    stopped: bool
+
+
+class Resumed(NamedTuple):
+    """What a run is to go on with."""
+
+    tasks: Sequence[GraphTask]
+    """The tasks to run, in order."""
+    joins: Sequence[Begun]
+    """The joins that have begun."""
+    streams: dict[tuple[str, str], tuple[str, int]]
+    """Of each task that streams, and fork that it streams into: the id of the fork's run, and how many items
+    were recorded."""
+
+
+def stack_of(stack: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the host's fork stack of these branches."""
+    return tuple(
+        ForkStackItem(NodeID(fork), NodeRunID(run), index) for fork, run, index in cast('Sequence[Branch]', stack)
+    )
+
+
+def _branches(stack: Sequence[ForkStackItem]) -> list[Branch]:
+    return [(item.fork_id, item.node_run_id, item.thread_index) for item in stack]
+
+
+_FIRST: Final = 'task:0'  # the task that the run begins with, and the run of it
+
+
+class _Ids:
+    """Numbers tasks and runs of forks, not like those of an earlier opening of the run but for the very first."""
+
+    def __init__(self, opening: int):
+        self._prefix = 'task:' if opening == 1 else f'task:{opening}.'
+        self._count = 1
+        self.pinned: str | None = None
+
+    def __call__(self) -> Any:
+        if (pinned := self.pinned) is not None:
+            self.pinned = None
+            return pinned
+        self._count += 1
+        return f'{self._prefix}{self._count - 1}'
+
+
+class PersistentGraphRun(GraphRun[Any, Any, Any]):
+    """A run of a builder graph that is recorded as it goes; all that `GraphRun` can do works as it does there."""
+
+    def __init__(
+        self,
+        graph: Graph[Any, Any, Any, Any],
+        task_run: TaskRun,
+        *,
+        state: Any,
+        deps: Any,
+        inputs: Any,
+        traceparent: str | None,
+        opening: int,
+        first: Any = StartNode.id,
+        resumed: Resumed | None = None,
+    ):
+        super().__init__(graph, state=state, deps=deps, inputs=inputs, traceparent=traceparent)
+        self._task_run = task_run
+        self._resumed = resumed
+        self._get_next_task_id: Any = _Ids(opening)
+        self._get_next_node_run_id: Any = _Ids(opening)
+        if resumed is None:
+            start = ForkStackItem(StartNode.id, NodeRunID(_FIRST), 0)
+            self._first_task = GraphTask(first, inputs, (start,), TaskID(_FIRST))
+        elif resumed.tasks:
+            self._first_task = resumed.tasks[0]
+        self._iterator_instance = _Iterator(
+            self.graph,
+            self.state,
+            self.deps,
+            self._iterator_task_group,
+            self._get_next_node_run_id,
+            self._get_next_task_id,
+        )
+        self._iterator_instance.attach(task_run, resumed)
+        self._iterator = self._iterator_instance.iter_graph(self._first_task)
+
+    async def __anext__(self) -> Any:
+        task_run = self._task_run
+        if isinstance(self._next, EndMarker):
+            await task_run.finish(self._next.value)
+        elif task_run.has_failed and not isinstance(self._next, ErrorMarker):
+            task_run.recovered()
+        return await super().__anext__()
+
+    async def finish(self) -> None:
+        """Record the end if the run has come to it and was left there."""
+        if isinstance(self._next, EndMarker):
+            await self._task_run.finish(self._next.value)
+
+    @property
+    def next_task(self) -> Any:
+        """The next task or tasks to be run; at first those that the run goes on with."""
+        if self._next is None and self._resumed is not None:
+            return list(self._resumed.tasks)
+        return super().next_task
+
+
+class _Iterator(_GraphIterator[Any, Any, Any]):
+    """The host's scheduler, which tells a `TaskRun` what becomes of its tasks."""
+
+    def attach(self, task_run: TaskRun, resumed: Resumed | None) -> None:
+        """Tell this run, and go on with what was resumed."""
+        self._task_run = task_run
+        self._resumed = resumed
+        self._first = True
+        self._source: GraphTask | None = None  # of the result that is being handled
+        self._stopping = False  # within the cancelling of sibling tasks
+        self._returned: dict[str, str] = {}  # join items on their way: source task, recorded task
+        self._reduced: dict[tuple[str, str], list[str]] = {}  # by join: the recorded items that it holds
+        self._begun: set[tuple[str, str]] = set()  # joins that are on record as begun
+        self._origins: dict[str, TaskFlight] = {}  # of tasks that carry a stream: the task it comes from
+        self._sent: dict[str, list[str]] = {}  # what a result on its way leads to, by the task it is of
+        self._items: dict[str, Any] = {}  # of nodes that have returned an item of a join: the join
+        receiver: Any = _Results(self.iter_stream_receiver, self._receive)
+        self.iter_stream_receiver = receiver
+
+    # ------------------------------------------------------------------------------------ what is called
+
+    def _handle_execution_request(self, request: Sequence[GraphTask]) -> None:
+        if self._first:
+            self._first = False
+            if self._resumed is not None:
+                for task in request:
+                    self.active_tasks.pop(task.task_id, None)
+                request = self._restore(self._resumed)
+            self._streams = dict(self._resumed.streams) if self._resumed else {}
+            return super()._handle_execution_request(request)
+        self._close_joins()
+        new = [t for t in request if not self._task_run.knows(t.task_id) and t.task_id not in self._origins]
+        if new:
+            self._create(new, by=self._source.node_id if self._source is not None else StartNode.id)
+        self._task_run.tracker.settle()  # what a transform behind a join has changed belongs to no task
+        return super()._handle_execution_request(request)
+
+    def _restore(self, resumed: Resumed) -> Sequence[GraphTask]:
+        for join in resumed.joins:
+            node = self.graph.nodes[NodeID(join.join_id)]
+            current = join.value[0] if join.value is not None else cast('Join[Any, Any, Any, Any]', node).initial_factory()
+            key: Any = join.join_id, join.fork_run
+            self.active_reducers[key] = JoinState(current, join.stack, join.stopped)
+            self._begun.add(key)
+        if resumed.tasks:
+            return resumed.tasks
+        # joins alone are closed when a task has ended; so let there be one
+        self._idle: Any = self.get_next_task_id()
+        return [GraphTask(StartNode.id, None, (), self._idle)]
+
+    _idle: Any = None
+
+    async def _run_task(self, task: GraphTask) -> Any:
+        task_run = self._task_run
+        if task.task_id == self._idle:
+            return []
+        await task_run.settle()
+        node = self.graph.nodes[task.node_id]
+        if isinstance(node, Join):
+            self._returned[task.task_id] = task.task_id
+            return await super()._run_task(task)
+        origin = self._origins.get(task.task_id)
+        flight = origin or task_run.begin(task.task_id, task.node_id)
+        if isinstance(node, Fork):
+            self._pin(task, origin)
+        running.set(flight)
+        try:
+            result = await task_run.tracker.drive(flight, super()._run_task(task))
+            return await self._record(task, node, flight, result)
+        except BaseException as exc:
+            task_run.stopped(flight, exc)
+            raise
+
+    async def _finish_task(self, task_id: TaskID) -> None:
+        await super()._finish_task(task_id)
+        task_run = self._task_run
+        for child in self._sent.pop(task_id, ()):
+            task_run.cancel(child)  # its result is lost
+        if (item := self._returned.pop(task_id, None)) is not None:
+            self._take_item(task_id, item)
+        elif (origin := self._origins.pop(task_id, None)) is not None:
+            if origin.task_id not in {flight.task_id for flight in self._origins.values()}:
+                task_run.cancel(origin.task_id)
+        elif self._source is None or self._source.task_id != task_id:
+            task_run.cancel(task_id)
+        self._close_joins()
+
+    async def _cancel_sibling_tasks(self, parent_fork_id: Any, node_run_id: Any) -> None:
+        self._stopping = True
+        try:
+            await super()._cancel_sibling_tasks(parent_fork_id, node_run_id)
+        finally:
+            self._stopping = False
+
+    def _receive(self, result: Any) -> None:
+        """A result is about to be handled."""
+        self._source = result.source
+        self._sent.pop(result.source.task_id, None)
+        self._task_run.tracker.check()
+
+    # ------------------------------------------------------------------------------------------- results
+
+    async def _record(self, task: GraphTask, node: Any, flight: TaskFlight, result: Any) -> Any:
+        """Have what a task has come to recorded, before the scheduler learns of it."""
+        task_run = self._task_run
+        by = task.node_id
+        if isinstance(result, _GraphTaskAsyncIterable):
+            return self._streaming(task, flight, result)
+        if isinstance(node, EndNode):
+            task_run.stays(flight)  # until the end itself is recorded
+            task_run.ending = task.task_id
+            return result
+        if isinstance(result, EndMarker):
+            end = GraphTask(EndNode.id, result.value, task.fork_stack, self.get_next_task_id())
+            self._create([end], by=by)
+            self._sent[task.task_id] = [end.task_id]
+            task_run.ending = end.task_id
+        elif isinstance(result, JoinItem):
+            item = GraphTask(result.join_id, result.inputs, result.fork_stack, self.get_next_task_id())
+            self._create([item], by=by)
+            self._returned[task.task_id] = item.task_id
+            self._items[task.task_id] = item.node_id
+        else:
+            tasks = cast('Sequence[GraphTask]', result)
+            if streams := [one for one in tasks if _is_stream(one.inputs)]:
+                self._carry(task, flight, tasks, streams)
+                return result
+            self._create(tasks, by=by)
+            self._sent[task.task_id] = [one.task_id for one in tasks]
+            self._begin_join(task, node, tasks)
+        self._origins.pop(task.task_id, None)
+        task_run.succeeded(flight)
+        await task_run.settle()
+        return result
+
+    def _carry(
+        self, task: GraphTask, flight: TaskFlight, tasks: Sequence[GraphTask], streams: Sequence[GraphTask]
+    ) -> None:
+        """Let a stream go on; until it has ended, so has not the task that it comes from."""
+        for one in tasks:
+            node = self.graph.nodes[one.node_id]
+            if len(streams) != len(tasks) or not isinstance(node, Fork | Decision):
+                raise UnfaithfulSnapshotError(
+                    self._task_run.run_id,
+                    task.node_id,
+                    'its result',
+                    f'is an iterator, which goes to {one.node_id!r}: only a map can take it, by itself; '
+                    'return a list, or map over the iterator',
+                )
+        for one in tasks:
+            self._origins[one.task_id] = flight
+        self._origins.pop(task.task_id, None)
+
+    async def _stream(self, task: GraphTask, flight: TaskFlight, iterable: AsyncIterable[Any]) -> AsyncIterator[Any]:
+        task_run = self._task_run
+        skipped = self._streams.pop((flight.task_id, task.node_id), ('', 0))[1]
+        items = aiter(iterable)
+        try:
+            while True:
+                try:
+                    tasks = await task_run.tracker.drive(flight, anext(items))
+                except StopAsyncIteration:
+                    break
+                if tasks and tasks[0].fork_stack[len(task.fork_stack)].thread_index < skipped:
+                    continue  # it is on record: it has ended, or is one of those that the run goes on with
+                self._create(tasks, by=task.node_id, origin=flight.task_id)
+                await task_run.settle()
+                self._sent[task.task_id] = [one.task_id for one in tasks]
+                flight.at_rest = True
+                yield tasks
+                flight.at_rest = False
+            self._origins.pop(task.task_id, None)
+            task_run.succeeded(flight)
+            await task_run.settle()
+        except BaseException as exc:
+            task_run.stopped(flight, exc)
+            raise
+
+    def _streaming(self, task: GraphTask, flight: TaskFlight, result: Any) -> Any:
+        return _GraphTaskAsyncIterable(self._stream(task, flight, result.iterable), result.fork_stack)
+
+    def _pin(self, task: GraphTask, origin: TaskFlight | None) -> None:
+        """Let a fork over a stream that goes on be the run of it that its recorded items are of."""
+        if origin is not None and (known := self._streams.get((origin.task_id, task.node_id))) is not None:
+            cast(_Ids, self.get_next_node_run_id).pinned = known[0]
+
+    def _create(self, tasks: Sequence[GraphTask], *, by: str, origin: str | None = None) -> None:
+        """Have new tasks recorded, all of them or none."""
+        rows: list[Row] = []
+        for task in tasks:
+            if task.node_id == EndNode.id:
+                self._task_run.encode_end(task.inputs, by=by)
+            stack = _branches(task.fork_stack)
+            rows.append(
+                self._task_run.task(task.task_id, task.node_id, task.inputs, stack, origin=origin, by=by)
+            )
+        self._task_run.create(rows)
+
+    # --------------------------------------------------------------------------------------------- joins
+
+    def _begin_join(self, task: GraphTask, node: Any, tasks: Sequence[GraphTask]) -> None:
+        """Record a join that a map has begun, for it closes even if nothing comes to it."""
+        if not isinstance(node, Fork) or not node.is_map or node.downstream_join_id is None:
+            return
+        for key, join in self.active_reducers.items():
+            if key[0] == node.downstream_join_id and key not in self._begun and key not in self._reduced:
+                self._begun.add(key)
+                self._task_run.join(*key, _branches(join.downstream_fork_stack), None, stopped=False)
+
+    def _take_item(self, task_id: str, item: str) -> None:
+        """An item of a join was reduced, or dropped."""
+        source = self._source
+        if source is None or source.task_id != task_id:
+            self._task_run.cancel(item)
+            return
+        node = self.graph.nodes[source.node_id]
+        # a node of the graph may return the item itself
+        join_id, key = self._join_of(source, node)
+        join = cast('Join[Any, Any, Any, Any]', self.graph.nodes[join_id])
+        if _is_plain(join):
+            self._reduced.setdefault(key, []).append(item)
+            return
+        self._task_run.tracker.settle()  # what the reducer has changed belongs to no task
+        self._task_run.close(item)
+        if (state := self.active_reducers.get(cast(Any, key))) is not None:
+            self._begun.add(key)
+            stack = _branches(state.downstream_fork_stack)
+            self._task_run.join(*key, stack, (state.current,), stopped=state.cancelled_sibling_tasks)
+
+    def _join_of(self, source: GraphTask, node: Any) -> tuple[Any, tuple[str, str]]:
+        join_id: Any = source.node_id if isinstance(node, Join) else self._items.pop(source.task_id)
+        parent = self.graph.get_parent_fork(join_id).fork_id
+        run = next(item.node_run_id for item in reversed(source.fork_stack) if item.fork_id == parent)
+        return join_id, (join_id, run)
+
+    def _close_joins(self) -> None:
+        """Record the end of the joins that have closed since, and of what they hold."""
+        active = cast('dict[tuple[str, str], Any]', self.active_reducers)
+        for key in [key for key in self._reduced if key not in active]:
+            for item in self._reduced.pop(key):
+                self._task_run.close(item)
+        for key in [key for key in self._begun if key not in active]:
+            self._begun.discard(key)
+            self._task_run.close_join(*key)
+
+
+class _Results:
+    """The stream of results, which tells when one is about to be handled."""
+
+    def __init__(self, receiver: Any, receive: Callable[[Any], None]):
+        self._receiver = receiver
+        self._receive = receive
+
+    def __aiter__(self) -> _Results:
+        return self
+
+    async def __anext__(self) -> Any:
+        result = await self._receiver.__anext__()
+        self._receive(result)
+        return result
+
+    async def __aenter__(self) -> Any:
+        await self._receiver.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: Any) -> Any:
+        return await self._receiver.__aexit__(*exc)
+
+    def close(self) -> None:
+        self._receiver.close()
+
+
+def _is_stream(value: Any) -> bool:
+    return isinstance(value, AsyncIterable | Iterator)
+
+
+def _is_plain(join: Join[Any, Any, Any, Any]) -> bool:
+    """Whether reducing again comes to the same: the reducer is not given the state."""
+    return len(inspect.signature(join.reducer).parameters) == 2
+
+
+def step_function(step: Step[Any, Any, Any, Any]) -> Callable[..., Any]:
+    """Return the function that the user gave for a step; a streaming one is wrapped by the host."""
+    call: Any = step.call
+    if getattr(call, '__module__', None) == GraphRun.__module__:
+        return inspect.getclosurevars(call).nonlocals.get('call', call)
+    return call
+
+
+def paths_of(graph: Graph[Any, Any, Any, Any]) -> Iterator[Callable[..., Any]]:
+    """Yield the transforms on the paths of a graph."""
+    paths = [path for paths in graph.edges_by_source.values() for path in paths]
+    for node in graph.nodes.values():
+        if isinstance(node, Decision):
+            paths += [branch.path for branch in node.branches]
+    for path in paths:
+        for item in path.items:
+            if (transform := getattr(item, 'transform', None)) is not None:
+                yield transform
+
+
+def ended_run(graph: Graph[Any, Any, Any, Any], state: Any, deps: Any, output: Any) -> GraphRun[Any, Any, Any]:
+    """Return a run as it was when it ended."""
+    run = GraphRun[Any, Any, Any](graph, state=state, deps=deps, inputs=None, traceparent=None)
+    run.override_next(EndMarker(output))
+    return run

@@ -1,0 +1,103 @@
+"""The types that a builder graph names: what the values that flow through it may be."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import pydantic
+from typing_inspection import typing_objects
+
+from .declared import hints_of
+from .errors import UnsupportedTypeError
+
+__all__ = ('named_in', 'signature_hints')
+
+
+def named_in(hints: Iterable[Any]) -> list[Any]:
+    """Return the classes, or parametrised classes, of users and packages that are anywhere in annotations.
+
+    What the fields of a dataclass, model, `NamedTuple` or `TypedDict` name is named, too. Classes of the
+    standard library are left out.
+    """
+    found: list[Any] = []
+    seen: list[Any] = []
+    todo = list(hints)
+    while todo:
+        hint = todo.pop(0)
+        if any(hint is other for other in seen):
+            continue
+        seen.append(hint)
+        origin = get_origin(hint)
+        cls = origin or hint
+        if isinstance(cls, type) and not _is_standard(cls):
+            if not any(type(hint) is type(other) and hint == other for other in found):
+                found.append(hint)
+            todo += _held_by(cls)
+        if typing_objects.is_annotated(origin):
+            todo.append(get_args(hint)[0])
+        elif typing_objects.is_typealiastype(cls):
+            todo.append(cls.__value__)
+            todo += get_args(hint)
+        elif not typing_objects.is_literal(origin):
+            todo += _arguments(hint)
+        supertype = getattr(hint, '__supertype__', None)  # of a `NewType`
+        if supertype is not None:
+            todo.append(supertype)
+    return found
+
+
+def signature_hints(role: str, function: Callable[..., Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the annotations of a function.
+
+    Args:
+        role: What it is, for the error.
+        function: The function, or an object that can be called.
+        names: Names beyond those of its module and of what encloses it.
+
+    Raises:
+        UnsupportedTypeError: if one of them cannot be resolved.
+    """
+    target: Any = function
+    if not (inspect.isfunction(target) or inspect.ismethod(target)):
+        target = getattr(type(function), '__call__', function)  # noqa: B004 -- what is called, not whether it can
+    target = inspect.unwrap(target)
+    try:
+        enclosing = inspect.getclosurevars(target).nonlocals
+    except (TypeError, ValueError):  # a built-in function, which has none
+        enclosing = {}
+    try:
+        return get_type_hints(target, localns={**names, **enclosing}, include_extras=True)
+    except NameError as exc:
+        raise UnsupportedTypeError(
+            role,
+            function,
+            f'its annotation {exc.name!r} cannot be resolved: define it in the module, and not only under '
+            '`TYPE_CHECKING`, or make the PersistentGraph where it is defined',
+        ) from exc
+    except TypeError:  # not something that has annotations
+        return {}
+
+
+def _arguments(hint: Any) -> Iterator[Any]:
+    for argument in get_args(hint):
+        if isinstance(argument, list):  # of a `Callable`
+            yield from argument
+        else:
+            yield argument
+
+
+def _held_by(cls: type) -> list[Any]:
+    if dataclasses.is_dataclass(cls) or issubclass(cls, pydantic.BaseModel):
+        return list(hints_of(cls).values())
+    if hasattr(cls, '_fields') or hasattr(cls, '__total__'):
+        return list(hints_of(cls).values())
+    return []
+
+
+def _is_standard(cls: type) -> bool:
+    root = cls.__module__.partition('.')[0]
+    return root in ('builtins', 'typing', 'typing_extensions', 'pydantic_graph') or root in sys.stdlib_module_names
