@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .asjson import AsJson
+from .builder import PersistentGraph
 from .commit import Attempt, Ownership, StepError, StepRecord
 from .errors import (
     CorruptSnapshotError,
@@ -24,6 +25,7 @@ from .errors import (
     UnfaithfulSnapshotError,
     UnknownRunError,
     UnknownSnapshotError,
+    UnsupportedHostError,
     UnsupportedTypeError,
     UnusableStoreError,
 )
@@ -69,6 +71,7 @@ __all__ = (
     'Owner',
     'Ownership',
     'OwnershipLostError',
+    'PersistentGraph',
     'Pruned',
     'RunExistsError',
     'RunFailedError',
@@ -90,6 +93,7 @@ __all__ = (
     'UnfaithfulSnapshotError',
     'UnknownRunError',
     'UnknownSnapshotError',
+    'UnsupportedHostError',
     'UnsupportedTypeError',
     'UnusableStoreError',
     'build_snapshot_list_type_adapter',

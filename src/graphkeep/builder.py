@@ -261,13 +261,15 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
 
     # -------------------------------------------------------------------------------------------- opening
 
-    def _prepare(self, persistence: object) -> None:
+    def _prepare(self, persistence: object) -> StoredStatePersistence[Any, Any]:
         if not isinstance(persistence, StoredStatePersistence):
             raise TypeError(
                 f'persistence must be one of a store, got {persistence!r}: give `store.run(run_id)`, or a '
                 'FileStatePersistence.'
             )
-        persistence.set_builder_types(self._codec, self.graph.name)
+        stored = cast('StoredStatePersistence[Any, Any]', persistence)
+        stored.set_builder_types(self._codec, self.graph.name)
+        return stored
 
     async def _start(
         self, persistence: StoredStatePersistence[Any, Any], state: StateT, inputs: InputT
@@ -495,7 +497,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
     @asynccontextmanager
     async def iter_or_resume(
         self,
-        persistence: StoredStatePersistence[Any, Any],
+        persistence: object,
         *,
         state: Any,
         inputs: Any,
@@ -504,7 +506,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         span: AbstractContextManager[Any] | None,
     ) -> AsyncGenerator[Any]:
         """Start a run, or go on with it, or yield it at its end; see `graphkeep.iter_or_resume`."""
-        self._prepare(persistence)
+        persistence = self._prepare(persistence)
         if persistence._offered is None:
             await self._start(persistence, state, inputs)
         try:

@@ -11,11 +11,12 @@ from contextlib import (
     asynccontextmanager,
 )
 from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import anyio
 
 from ._host import BaseNode, End, GraphRuntimeError, RunEndT, StateT
+from .builder import PersistentGraph
 from .errors import GraphkeepError, RunFinishedError, SnapshotStatusError
 from .graph import Graph, GraphRun, GraphRunResult
 from .persistence import StatePersistence
@@ -23,7 +24,11 @@ from .snapshots import EndSnapshot
 
 __all__ = ('iter_or_resume', 'run_or_resume')
 
+InputT = TypeVar('InputT')
+OutputT = TypeVar('OutputT')
 
+
+@overload
 async def run_or_resume(
     graph: Graph[StateT, Any, RunEndT],
     start_node: BaseNode[StateT, Any, RunEndT] | None = None,
@@ -33,7 +38,33 @@ async def run_or_resume(
     persistence: StatePersistence[StateT, RunEndT],
     on_finished: Literal['return', 'raise'] = 'return',
     infer_name: bool = True,
-) -> GraphRunResult[StateT, RunEndT]:
+) -> GraphRunResult[StateT, RunEndT]: ...
+
+
+@overload
+async def run_or_resume(
+    graph: PersistentGraph[StateT, Any, InputT, OutputT],
+    *,
+    state: StateT | None = None,
+    inputs: InputT | None = None,
+    deps: Any = None,
+    persistence: StatePersistence[Any, Any],
+    on_finished: Literal['return', 'raise'] = 'return',
+    infer_name: bool = True,
+) -> OutputT: ...
+
+
+async def run_or_resume(
+    graph: Graph[Any, Any, Any] | PersistentGraph[Any, Any, Any, Any],
+    start_node: BaseNode[Any, Any, Any] | None = None,
+    *,
+    state: Any = None,
+    inputs: Any = None,
+    deps: Any = None,
+    persistence: StatePersistence[Any, Any],
+    on_finished: Literal['return', 'raise'] = 'return',
+    infer_name: bool = True,
+) -> Any:
     """Run a graph to its end, from wherever the run is.
 
     A run of which nothing is stored is started; of several processes that start it, one does. An unfinished
@@ -41,13 +72,18 @@ async def run_or_resume(
     returned.
 
     Args:
-        graph: The graph.
-        start_node: The first node of a new run; without it only a stored run goes on.
+        graph: The graph; a builder graph as `PersistentGraph(graph)`.
+        start_node: The first node of a new run; without it only a stored run goes on. A builder graph has its
+            own.
         state: The state of a new run; a stored run has its own.
+        inputs: What the first step of a new run of a builder graph gets; a stored run has its own.
         deps: The dependencies of the graph's nodes; never stored.
         persistence: The run.
         on_finished: Whether to return the recorded result of a finished run or to raise `RunFinishedError`.
         infer_name: Whether to name a nameless graph after the caller's variable.
+
+    Returns:
+        The result; of a builder graph its output.
 
     Raises:
         UnknownRunError: if nothing is stored of the run and there is no `start_node`.
@@ -56,6 +92,21 @@ async def run_or_resume(
             attempt.
         RunOwnedError: if another living owner has the run.
     """
+    if isinstance(graph, PersistentGraph):
+        if infer_name:
+            graph._name(inspect.currentframe())
+        async with iter_or_resume(
+            graph,
+            state=state,
+            inputs=inputs,
+            deps=deps,
+            persistence=persistence,
+            on_finished=on_finished,
+            infer_name=False,
+        ) as run:
+            async for _ in run:
+                pass
+            return run.output
     if infer_name:
         _name(graph, inspect.currentframe())
     while True:
@@ -81,8 +132,8 @@ async def run_or_resume(
         return result
 
 
-@asynccontextmanager
-async def iter_or_resume(
+@overload
+def iter_or_resume(
     graph: Graph[StateT, Any, RunEndT],
     start_node: BaseNode[StateT, Any, RunEndT] | None = None,
     *,
@@ -92,7 +143,36 @@ async def iter_or_resume(
     on_finished: Literal['return', 'raise'] = 'return',
     span: AbstractContextManager[Any] | None = None,
     infer_name: bool = True,
-) -> AsyncGenerator[GraphRun[StateT, Any, RunEndT]]:
+) -> AbstractAsyncContextManager[GraphRun[StateT, Any, RunEndT]]: ...
+
+
+@overload
+def iter_or_resume(
+    graph: PersistentGraph[StateT, Any, InputT, OutputT],
+    *,
+    state: StateT | None = None,
+    inputs: InputT | None = None,
+    deps: Any = None,
+    persistence: StatePersistence[Any, Any],
+    on_finished: Literal['return', 'raise'] = 'return',
+    span: AbstractContextManager[Any] | None = None,
+    infer_name: bool = True,
+) -> AbstractAsyncContextManager[Any]: ...
+
+
+@asynccontextmanager
+async def iter_or_resume(
+    graph: Graph[Any, Any, Any] | PersistentGraph[Any, Any, Any, Any],
+    start_node: BaseNode[Any, Any, Any] | None = None,
+    *,
+    state: Any = None,
+    inputs: Any = None,
+    deps: Any = None,
+    persistence: StatePersistence[Any, Any],
+    on_finished: Literal['return', 'raise'] = 'return',
+    span: AbstractContextManager[Any] | None = None,
+    infer_name: bool = True,
+) -> AsyncGenerator[Any]:
     """Iterate over the nodes of a run, from wherever it is; the context manager behind `run_or_resume`.
 
     Arguments and errors are those of `run_or_resume`; `span` is the span to use for the run. A finished run
@@ -103,6 +183,15 @@ async def iter_or_resume(
             f'persistence must be a graphkeep.StatePersistence, got {persistence!r}: '
             'give a persistence of graphkeep, or of a store `store.run(run_id)`.'
         )
+    if isinstance(graph, PersistentGraph):
+        if infer_name:
+            graph._name(_caller(inspect.currentframe()))
+        resuming = graph.iter_or_resume(
+            persistence, state=state, inputs=inputs, deps=deps, on_finished=on_finished, span=span
+        )
+        async with resuming as builder_run:
+            yield builder_run
+        return
     if infer_name:
         _name(graph, _caller(inspect.currentframe()))
     persistence.set_graph_types(graph)
