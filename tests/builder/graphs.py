@@ -1,0 +1,11 @@
+"""The corpus: graphs of every kind, each of which comes to one result however its tasks are scheduled."""
+
+from __future__ import annotations
+
+from .corpus import joins, linear, looping, maps, mixed, states, stopping, streaming
+from .corpus.cases import CASES, EXTRA, KINDS, Case, delays
+
+__all__ = ('CASES', 'EXTRA', 'KINDS', 'MODULES', 'Case', 'delays')
+
+MODULES = (linear, maps, joins, stopping, looping, mixed, streaming, states)
+"""Where the graphs are; importing them has registered them."""
