@@ -249,7 +249,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             self._pin(task, origin)
         running.set(flight)
         try:
-            result = await task_run.tracker.drive(flight, super()._run_task(task))
+            result = await task_run.tracker.drive(flight, super()._run_task(task), ends=origin is None)
             return await self._record(task, node, flight, result)
         except BaseException as exc:
             task_run.stopped(flight, exc)
@@ -289,6 +289,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         task_run = self._task_run
         by = task.node_id
         if isinstance(result, _GraphTaskAsyncIterable):
+            self._begin_join(node)
             return self._streaming(task, flight, result)
         if isinstance(node, EndNode):
             task_run.stays(flight)  # until the end itself is recorded
@@ -311,7 +312,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
                 return result
             self._create(tasks, by=by)
             self._sent[task.task_id] = [one.task_id for one in tasks]
-            self._begin_join(task, node, tasks)
+            self._begin_join(node)
         self._origins.pop(task.task_id, None)
         task_run.succeeded(flight)
         await task_run.settle()
@@ -331,6 +332,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
                     f'is an iterator, which goes to {one.node_id!r}: only a map can take it, by itself; '
                     'return a list, or map over the iterator',
                 )
+        flight.dirty = flight.dirty or flight.changed  # it has not ended
         for one in tasks:
             self._origins[one.task_id] = flight
         self._origins.pop(task.task_id, None)
@@ -342,7 +344,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         try:
             while True:
                 try:
-                    tasks = await task_run.tracker.drive(flight, anext(items))
+                    tasks = await task_run.tracker.drive(flight, anext(items), ends=False)
                 except StopAsyncIteration:
                     break
                 if tasks and tasks[0].fork_stack[len(task.fork_stack)].thread_index < skipped:
@@ -382,7 +384,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
 
     # --------------------------------------------------------------------------------------------- joins
 
-    def _begin_join(self, task: GraphTask, node: Any, tasks: Sequence[GraphTask]) -> None:
+    def _begin_join(self, node: Any) -> None:
         """Record a join that a map has begun, for it closes even if nothing comes to it."""
         if not isinstance(node, Fork) or not node.is_map or node.downstream_join_id is None:
             return
@@ -485,6 +487,13 @@ def paths_of(graph: Graph[Any, Any, Any, Any]) -> Iterator[Callable[..., Any]]:
 
 def ended_run(graph: Graph[Any, Any, Any, Any], state: Any, deps: Any, output: Any) -> GraphRun[Any, Any, Any]:
     """Return a run as it was when it ended."""
-    run = GraphRun[Any, Any, Any](graph, state=state, deps=deps, inputs=None, traceparent=None)
+    run = _EndedGraphRun(graph, state=state, deps=deps, inputs=None, traceparent=None)
     run.override_next(EndMarker(output))
     return run
+
+
+class _EndedGraphRun(GraphRun[Any, Any, Any]):
+    """A run that has ended."""
+
+    async def __anext__(self) -> Any:
+        raise StopAsyncIteration

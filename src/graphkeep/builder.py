@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, cast
 from uuid import uuid4
 
 import anyio
+from typing_extensions import TypeVar
 
-from ._host import BaseNode
+from ._host import StateT
 from ._spans import new_span, traceparent_of
 from .codec import Body, Codec, Refusal
 from .commit import Commit, Parts, Row, StatusChange, StepRecord
@@ -41,10 +42,12 @@ if TYPE_CHECKING:
 
 __all__ = ('PersistentGraph',)
 
-StateT = TypeVar('StateT')
-DepsT = TypeVar('DepsT')
-InputT = TypeVar('InputT')
-OutputT = TypeVar('OutputT')
+DepsT = TypeVar('DepsT', default=Any)
+"""Type variable for the dependencies of a graph."""
+InputT = TypeVar('InputT', default=Any)
+"""Type variable for what the first step of a graph gets."""
+OutputT = TypeVar('OutputT', default=Any)
+"""Type variable for what a graph comes to."""
 
 _START: Final = '__start__'
 

@@ -11,12 +11,12 @@ from contextlib import (
     asynccontextmanager,
 )
 from types import FrameType, TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 import anyio
 
 from ._host import BaseNode, End, GraphRuntimeError, RunEndT, StateT
-from .builder import PersistentGraph
+from .builder import InputT, OutputT, PersistentGraph
 from .errors import GraphkeepError, RunFinishedError, SnapshotStatusError
 from .graph import Graph, GraphRun, GraphRunResult
 from .persistence import StatePersistence
@@ -24,8 +24,6 @@ from .snapshots import EndSnapshot
 
 __all__ = ('iter_or_resume', 'run_or_resume')
 
-InputT = TypeVar('InputT')
-OutputT = TypeVar('OutputT')
 
 
 @overload

@@ -148,8 +148,8 @@ class Tracker:
         return self._watching
 
     @types.coroutine
-    def drive(self, flight: Flight, work: Awaitable[T]) -> Generator[Any, Any, T]:
-        """Await the work, slice by slice."""
+    def drive(self, flight: Flight, work: Awaitable[T], *, ends: bool) -> Generator[Any, Any, T]:
+        """Await the work, slice by slice; `ends` tells whether the task ends with it."""
         steps = work.__await__()
         if self._dump is None or not self._exact:
             return (yield from steps)
@@ -161,7 +161,7 @@ class Tracker:
             try:
                 waiting = resume(value)
             except StopIteration as stop:
-                self._look_after(flight, ended=True)
+                self._look_after(flight, ended=ends)
                 return cast(T, stop.value)
             except BaseException:
                 self._look_after(flight, ended=True)
