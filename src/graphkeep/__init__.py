@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .asjson import AsJson
-from .builder import PersistentGraph
 from .commit import Attempt, Ownership, StepError, StepRecord
 from .errors import (
     CorruptSnapshotError,
@@ -43,6 +42,8 @@ from .store import Store
 from .stored import StoredStatePersistence
 
 if TYPE_CHECKING:
+    from .builder import PersistentGraph
+
     # where the host has none a type checker would not know it; what a persistence is to it is the same
     from .persistence import StatePersistence as BaseStatePersistence
 else:
@@ -101,3 +102,12 @@ __all__ = (
     'iter_or_resume',
     'run_or_resume',
 )
+
+
+def __getattr__(name: str) -> Any:
+    # not at once: an old pydantic-graph has no builder graphs, and all else works there
+    if name == 'PersistentGraph':
+        from .builder import PersistentGraph
+
+        return PersistentGraph
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

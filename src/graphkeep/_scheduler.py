@@ -11,8 +11,6 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Se
 from dataclasses import fields
 from typing import Any, Final, NamedTuple, cast
 
-import anyio
-
 from ._host import HOST_VERSION
 from .commit import Row
 from .errors import UnfaithfulSnapshotError, UnsupportedHostError
@@ -23,6 +21,7 @@ from .taskrun import TaskFlight, TaskRun
 _NEEDS: Final = 'graph builder as of pydantic-graph 1.102 to 2.x'
 
 try:
+    from pydantic_graph.decision import Decision
     from pydantic_graph.graph_builder import (
         EndMarker,
         ErrorMarker,
@@ -36,7 +35,6 @@ try:
     from pydantic_graph.id_types import ForkStackItem, NodeID, NodeRunID, TaskID
     from pydantic_graph.join import Join, JoinState
     from pydantic_graph.node import EndNode, Fork, StartNode
-    from pydantic_graph.decision import Decision
     from pydantic_graph.step import NodeStep, Step
 except ImportError as exc:
     raise UnsupportedHostError(HOST_VERSION, _NEEDS, str(exc)) from exc
@@ -58,13 +56,23 @@ __all__ = (
     'Step',
     'TaskID',
     'ended_run',
-    'paths_of',
     'stack_of',
-    'step_function',
 )
 
-_METHODS: Final = ('_run_task', '_handle_execution_request', '_finish_task', '_cancel_sibling_tasks', 'iter_graph')
-_FIELDS: Final = ('get_next_node_run_id', 'get_next_task_id', 'active_tasks', 'active_reducers', 'iter_stream_receiver')
+_METHODS: Final = (
+    '_run_task',
+    '_handle_execution_request',
+    '_finish_task',
+    '_cancel_sibling_tasks',
+    'iter_graph',
+)
+_FIELDS: Final = (
+    'get_next_node_run_id',
+    'get_next_task_id',
+    'active_tasks',
+    'active_reducers',
+    'iter_stream_receiver',
+)
 if missing := [
     *(name for name in _METHODS if not hasattr(_GraphIterator, name)),
     *({*_FIELDS} - {field.name for field in fields(cast(Any, _GraphIterator))}),
@@ -97,7 +105,8 @@ class Resumed(NamedTuple):
 def stack_of(stack: Sequence[Any]) -> tuple[Any, ...]:
     """Return the host's fork stack of these branches."""
     return tuple(
-        ForkStackItem(NodeID(fork), NodeRunID(run), index) for fork, run, index in cast('Sequence[Branch]', stack)
+        ForkStackItem(NodeID(fork), NodeRunID(run), index)
+        for fork, run, index in cast('Sequence[Branch]', stack)
     )
 
 
@@ -109,7 +118,7 @@ _FIRST: Final = 'task:0'  # the task that the run begins with, and the run of it
 
 
 class _Ids:
-    """Numbers tasks and runs of forks, not like those of an earlier opening of the run but for the very first."""
+    """Numbers tasks, or runs of forks, not like those of an earlier opening of the run."""
 
     def __init__(self, opening: int):
         self._prefix = 'task:' if opening == 1 else f'task:{opening}.'
@@ -125,7 +134,7 @@ class _Ids:
 
 
 class PersistentGraphRun(GraphRun[Any, Any, Any]):
-    """A run of a builder graph that is recorded as it goes; all that `GraphRun` can do works as it does there."""
+    """A run of a builder graph that is recorded as it goes; it can do all that `GraphRun` can."""
 
     def __init__(
         self,
@@ -222,7 +231,11 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
     def _restore(self, resumed: Resumed) -> Sequence[GraphTask]:
         for join in resumed.joins:
             node = self.graph.nodes[NodeID(join.join_id)]
-            current = join.value[0] if join.value is not None else cast('Join[Any, Any, Any, Any]', node).initial_factory()
+            current = (
+                join.value[0]
+                if join.value is not None
+                else cast('Join[Any, Any, Any, Any]', node).initial_factory()
+            )
             key: Any = join.join_id, join.fork_run
             self.active_reducers[key] = JoinState(current, join.stack, join.stopped)
             self._begun.add(key)
@@ -296,7 +309,8 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             task_run.ending = task.task_id
             return result
         if isinstance(result, EndMarker):
-            end = GraphTask(EndNode.id, result.value, task.fork_stack, self.get_next_task_id())
+            output = cast('EndMarker[Any]', result).value
+            end = GraphTask(EndNode.id, output, task.fork_stack, self.get_next_task_id())
             self._create([end], by=by)
             self._sent[task.task_id] = [end.task_id]
             task_run.ending = end.task_id
@@ -316,7 +330,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         self._origins.pop(task.task_id, None)
         task_run.succeeded(flight)
         await task_run.settle()
-        return result
+        return cast(Any, result)
 
     def _carry(
         self, task: GraphTask, flight: TaskFlight, tasks: Sequence[GraphTask], streams: Sequence[GraphTask]
@@ -337,7 +351,9 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             self._origins[one.task_id] = flight
         self._origins.pop(task.task_id, None)
 
-    async def _stream(self, task: GraphTask, flight: TaskFlight, iterable: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    async def _stream(
+        self, task: GraphTask, flight: TaskFlight, iterable: AsyncIterable[Any]
+    ) -> AsyncIterator[Any]:
         task_run = self._task_run
         skipped = self._streams.pop((flight.task_id, task.node_id), ('', 0))[1]
         items = aiter(iterable)
@@ -465,27 +481,9 @@ def _is_plain(join: Join[Any, Any, Any, Any]) -> bool:
     return len(inspect.signature(join.reducer).parameters) == 2
 
 
-def step_function(step: Step[Any, Any, Any, Any]) -> Callable[..., Any]:
-    """Return the function that the user gave for a step; a streaming one is wrapped by the host."""
-    call: Any = step.call
-    if getattr(call, '__module__', None) == GraphRun.__module__:
-        return inspect.getclosurevars(call).nonlocals.get('call', call)
-    return call
-
-
-def paths_of(graph: Graph[Any, Any, Any, Any]) -> Iterator[Callable[..., Any]]:
-    """Yield the transforms on the paths of a graph."""
-    paths = [path for paths in graph.edges_by_source.values() for path in paths]
-    for node in graph.nodes.values():
-        if isinstance(node, Decision):
-            paths += [branch.path for branch in node.branches]
-    for path in paths:
-        for item in path.items:
-            if (transform := getattr(item, 'transform', None)) is not None:
-                yield transform
-
-
-def ended_run(graph: Graph[Any, Any, Any, Any], state: Any, deps: Any, output: Any) -> GraphRun[Any, Any, Any]:
+def ended_run(
+    graph: Graph[Any, Any, Any, Any], state: Any, deps: Any, output: Any
+) -> GraphRun[Any, Any, Any]:
     """Return a run as it was when it ended."""
     run = _EndedGraphRun(graph, state=state, deps=deps, inputs=None, traceparent=None)
     run.override_next(EndMarker(output))

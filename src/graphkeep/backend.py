@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
-from .commit import NAMELESS, UNOWNED, About, Commit, Ownership, Parts, Receipt, Row, StepRecord, Tail, admit
+from .commit import NAMELESS, UNOWNED, About, Commit, Ownership, Receipt, Row, StepRecord, Tail, admit
 from .errors import RunOwnedError, SnapshotStatusError, StorageError, UnknownSnapshotError
 from .offload import submit
 from .runinfo import RunInfo, describe, last_change
@@ -131,10 +131,6 @@ class RunBackend(ABC):
     @abstractmethod
     def rows(self) -> Sequence[Row]:
         """Return every row, oldest first."""
-
-    def parts(self) -> Parts:
-        """Return what going on with a run of a builder graph needs, besides its tail."""
-        return Parts.of(self.rows())
 
 
 @dataclass(slots=True)
@@ -318,6 +314,7 @@ class LoggedRun(RunBackend):
             [row(i) for i in self.log.tail_positions()],
             [row(i) for i in self.log.open_positions()],
             self.log.ownership,
+            self.log.last,
         )
 
     def _rows(self) -> list[Row]:

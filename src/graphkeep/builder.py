@@ -1,44 +1,39 @@
-"""`PersistentGraph`: graphs of pydantic-graph's builder, whose runs are recorded and go on from where they stopped."""
+"""`PersistentGraph`: builder graphs whose runs are recorded, and go on from where they stopped."""
 
 from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, cast
+from typing import Any, Final, Generic, Literal, cast
 from uuid import uuid4
 
 import anyio
 from typing_extensions import TypeVar
 
+from ._graph_types import hints_in
 from ._host import StateT
+from ._scheduler import EndMarker, Graph, GraphRun, NodeID, NodeStep, PersistentGraphRun, ended_run
 from ._spans import new_span, traceparent_of
-from .codec import Body, Codec, Refusal
-from .commit import Commit, Parts, Row, StatusChange, StepRecord
+from .codec import Codec, Refusal
+from .commit import Commit, Row, StatusChange, StepRecord
 from .errors import (
-    CorruptSnapshotError,
     GraphkeepError,
     OwnershipLostError,
     RunExistsError,
     RunFinishedError,
-    SnapshotStatusError,
     UnfaithfulSnapshotError,
-    UnknownRunError,
-    UnsupportedTypeError,
 )
-from .namedtypes import named_in, signature_hints
-from .snapshots import EndSnapshot, NodeSnapshot
-from .status import RECOVER, START
+from .namedtypes import named_in
+from .reopening import START_NODE, Opening, Reader, start_body
+from .snapshots import EndSnapshot
+from .status import START
 from .stored import StoredStatePersistence
-from .taskrows import read_join, read_task
 from .taskrun import TaskRun
 from .tracking import Tracker, Tracking, is_immutable
 from .values import ValueCodec
-
-if TYPE_CHECKING:
-    from ._scheduler import Graph, PersistentGraphRun, Resumed
 
 __all__ = ('PersistentGraph',)
 
@@ -49,22 +44,7 @@ InputT = TypeVar('InputT', default=Any)
 OutputT = TypeVar('OutputT', default=Any)
 """Type variable for what a graph comes to."""
 
-_START: Final = '__start__'
-
-
-class _Opening(NamedTuple):
-    """What is known of a stored run that is to go on."""
-
-    snapshot_id: str
-    number: int
-    """How many times the run was opened, this time included."""
-    state: Any
-    first: tuple[str, Any]
-    """The node that the run begins with, and its inputs."""
-    resumed: Resumed | None
-    """What to go on with; `None` to begin."""
-    stored: Sequence[StepRecord]
-    changes: Sequence[StatusChange]
+_NOTHING: Final[Any] = None
 
 
 class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
@@ -105,20 +85,17 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
             UnsupportedTypeError: if an annotation of a step cannot be resolved, or the type of the state or
                 the result cannot be stored.
         """
-        from . import _scheduler
-
-        if not isinstance(graph, _scheduler.Graph):
-            raise TypeError(f'graph must be what GraphBuilder.build() returns, got {graph!r}')
+        given: object = graph
+        if not isinstance(given, Graph):
+            raise TypeError(f'graph must be what GraphBuilder.build() returns, got {given!r}')
         if tracking not in ('exact', 'barrier'):
             raise ValueError(f"tracking must be 'exact' or 'barrier', got {tracking!r}")
         self.graph = graph
         self.tracking: Tracking = tracking
-        self._renamed = dict(nodes or {})
-        frame = inspect.currentframe()
-        named = named_in([*_hints(graph, _names(frame)), *types])
-        self._values = ValueCodec(named)
-        nodes_ = [n.node_type for n in graph.nodes.values() if isinstance(n, _scheduler.NodeStep)]
-        self._codec: Codec[Any, Any] = Codec.of(nodes_, graph.state_type, graph.output_type)
+        self._values = ValueCodec(named_in([*hints_in(graph, _names(inspect.currentframe())), *types]))
+        node_types = [node.node_type for node in graph.nodes.values() if isinstance(node, NodeStep)]
+        self._codec: Codec[Any, Any] = Codec.of(node_types, graph.state_type, graph.output_type)
+        self._reader = Reader(graph, self._codec, self._values, dict(nodes or {}))
 
     def __getattr__(self, name: str) -> Any:
         if name == 'graph':  # not made yet
@@ -133,9 +110,9 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
     async def run(
         self,
         *,
-        state: StateT = cast(Any, None),
-        deps: DepsT = cast(Any, None),
-        inputs: InputT = cast(Any, None),
+        state: StateT = _NOTHING,
+        deps: DepsT = _NOTHING,
+        inputs: InputT = _NOTHING,
         persistence: StoredStatePersistence[Any, Any] | None = None,
         span: AbstractContextManager[Any] | None = None,
         infer_name: bool = True,
@@ -165,9 +142,9 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
     def run_sync(
         self,
         *,
-        state: StateT = cast(Any, None),
-        deps: DepsT = cast(Any, None),
-        inputs: InputT = cast(Any, None),
+        state: StateT = _NOTHING,
+        deps: DepsT = _NOTHING,
+        inputs: InputT = _NOTHING,
         persistence: StoredStatePersistence[Any, Any] | None = None,
         span: AbstractContextManager[Any] | None = None,
         infer_name: bool = True,
@@ -187,9 +164,9 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
     async def iter(
         self,
         *,
-        state: StateT = cast(Any, None),
-        deps: DepsT = cast(Any, None),
-        inputs: InputT = cast(Any, None),
+        state: StateT = _NOTHING,
+        deps: DepsT = _NOTHING,
+        inputs: InputT = _NOTHING,
         persistence: StoredStatePersistence[Any, Any] | None = None,
         span: AbstractContextManager[Any] | None = None,
         infer_name: bool = True,
@@ -210,7 +187,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         if snapshot_id is None:
             raise RunExistsError(persistence.run_id)
         begun = StatusChange(snapshot_id, START, persistence._now())
-        opening = _Opening(snapshot_id, 1, state, (_START, inputs), None, (), (begun,))
+        opening = Opening(snapshot_id, state, (START_NODE, inputs), (begun,))
         async with self._open(persistence, opening, deps, span) as run:
             yield run
 
@@ -218,8 +195,8 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         self,
         *,
         persistence: StoredStatePersistence[Any, Any],
-        state: StateT = cast(Any, None),
-        inputs: InputT = cast(Any, None),
+        state: StateT = _NOTHING,
+        inputs: InputT = _NOTHING,
         infer_name: bool = True,
     ) -> None:
         """Record a run that is to be run later, by anybody; atomic.
@@ -238,14 +215,14 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         self,
         persistence: StoredStatePersistence[Any, Any],
         *,
-        deps: DepsT = cast(Any, None),
+        deps: DepsT = _NOTHING,
         span: AbstractContextManager[Any] | None = None,
         infer_name: bool = True,
     ) -> AsyncGenerator[Any]:
         """Go on with a recorded run, from what is stored of it.
 
-        What was in flight when it stopped is run again. A run of `BaseNode`s goes on, too, in a graph that has
-        its next node.
+        What was in flight when it stopped is run again. A run of `BaseNode`s goes on, too, in a graph that
+        has its next node.
 
         Raises:
             UnknownRunError: if nothing is stored of the run.
@@ -253,7 +230,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
             RunFailedError: if it stopped at a step that raised; `await persistence.retry()` gives it another
                 attempt.
             RunOwnedError: if another living owner has the run.
-            CorruptSnapshotError: if what is stored cannot be read, or is not of this graph. It stays as it is.
+            CorruptSnapshotError: if what is stored cannot be read, or is not of this graph. It stays.
         """
         if infer_name:
             self._name(_caller(inspect.currentframe()))
@@ -284,22 +261,19 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
             return None
         try:
             text = self._values.write(inputs, root='inputs', verify=persistence.verify)
-            body = Body(
-                self._codec.write_state(state, persistence.verify),
-                b'{"node_id":"__start__","inputs":%b}' % text,
-            )
+            body = start_body(self._codec.write_state(state, persistence.verify), text)
         except Refusal as refusal:
             raise UnfaithfulSnapshotError(
-                persistence.run_id, _START, refusal.field, refusal.problem
+                persistence.run_id, START_NODE, refusal.field, refusal.problem
             ) from refusal.__cause__
-        record = StepRecord(f'{_START}:{uuid4().hex}', _START)
+        record = StepRecord(f'{START_NODE}:{uuid4().hex}', START_NODE)
         receipt = await persistence._commit(Commit(rows=[Row(record, body)], unless_any=True))
         if receipt.interrupted is not None:
             raise receipt.interrupted
         newest = (await persistence._tail()).rows[0].record
         return record.id if newest.id == record.id else None
 
-    async def _claim(self, persistence: StoredStatePersistence[Any, Any]) -> _Opening:
+    async def _claim(self, persistence: StoredStatePersistence[Any, Any]) -> Opening:
         await persistence._flush()
         if persistence._offered is None:
             await persistence.release()
@@ -312,118 +286,20 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         try:
             rows = await persistence._rows()
             current = next(r for r in rows if r.record.id == row.record.id and not r.record.is_part)
-            return self._opening(persistence, current, rows)
+            return self._reader.opening(current, rows, now=persistence._now(), place=persistence._place)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await persistence.release()
             raise
 
-    def _opening(
-        self, persistence: StoredStatePersistence[Any, Any], row: Row, rows: Sequence[Row]
-    ) -> _Opening:
-        place, record = persistence._place, row.record
-        parts = Parts.of(rows)
-        if record.node_id == _START:
-            state = self._codec.decode_state(record, row.body, place=place)
-            first = _START, self._decoded(record, read_inputs(row, place), place)
-        else:
-            snapshot = persistence._thaw(row)  # a run of `BaseNode`s, which goes on here
-            state = snapshot.state
-            first = record.node_id, cast('NodeSnapshot[Any, Any]', snapshot).node
-        if parts.image is not None:
-            state = self._codec.decode_state(parts.image.record, parts.image.body, place=place)
-        changes = [StatusChange(record.id, START, persistence._now())]
-        if record.attempts and record.attempts[-1].outcome == 'recovered':
-            # whoever had the run is gone, and with it what it had in flight
-            reason = record.attempts[-1].reason
-            for task in parts.open:
-                if self._runs_code(task.record):
-                    changes.append(StatusChange(task.record.id, START))
-                    changes.append(StatusChange(task.record.id, RECOVER, reason=reason))
-        return _Opening(
-            record.id,
-            record.attempt + 1,
-            state,
-            first,
-            self._resumed(parts, rows, place) if parts.newest is not None else None,
-            [task.record for task in parts.open],
-            changes,
-        )
-
-    def _runs_code(self, record: StepRecord) -> bool:
-        from ._scheduler import NodeID, Step
-
-        return record.kind == 'task' and isinstance(
-            self.graph.nodes.get(NodeID(self._renamed.get(record.node_id, record.node_id))), Step
-        )
-
-    def _resumed(self, parts: Parts, rows: Sequence[Row], place: str) -> Resumed:
-        from ._scheduler import Begun, GraphTask, NodeID, Resumed, TaskID, stack_of
-
-        tasks: list[GraphTask] = []
-        joins: list[Begun] = []
-        for row in parts.open:
-            if row.record.kind == 'task':
-                task = read_task(row, self._renamed, place=place)
-                self._check(task.record, task.stack, place)
-                inputs = self._decoded(row.record, task.inputs, place)
-                tasks.append(
-                    GraphTask(
-                        NodeID(task.record.node_id), inputs, stack_of(task.stack), TaskID(task.record.id)
-                    )
-                )
-            elif row.record.kind == 'join':
-                join = read_join(row, self._renamed, place=place)
-                self._check(join.record, join.stack, place)
-                value = None
-                if join.value is not None:
-                    value = (self._decoded(row.record, join.value[0], place),)
-                joins.append(
-                    Begun(join.record.node_id, join.fork_run, stack_of(join.stack), value, join.stopped)
-                )
-        open_ids = {task.task_id for task in tasks}
-        streams: dict[tuple[str, str], tuple[str, int]] = {}
-        for row in rows:
-            if row.record.kind == 'task' and b'"from":' in row.body.node:
-                task = read_task(row, self._renamed, place=place)
-                if task.origin in open_ids:
-                    depth = len(next(t for t in tasks if t.task_id == task.origin).fork_stack)
-                    fork, run, index = task.stack[depth]
-                    streams[cast(str, task.origin), fork] = run, index + 1
-        return Resumed(tasks, joins, streams)
-
-    def _check(self, record: StepRecord, stack: Iterable[tuple[str, str, int]], place: str) -> None:
-        for node_id in (record.node_id, *(fork for fork, _, _ in stack)):
-            if node_id not in cast('dict[str, Any]', self.graph.nodes):
-                raise CorruptSnapshotError(
-                    place,
-                    f'node {node_id!r} is not in the graph, which has '
-                    f'{", ".join(repr(str(n)) for n in self.graph.nodes)}: resume with the graph that the run was '
-                    f"started with, or tell its new id, `PersistentGraph(..., nodes={{{node_id!r}: 'new id'}})`",
-                    snapshot_id=record.id,
-                )
-
-    def _decoded(self, record: StepRecord, found: Any, place: str) -> Any:
-        try:
-            return self._values.read(found)
-        except Exception as exc:  # pydantic's, or one of the user's own
-            raise CorruptSnapshotError(
-                place,
-                f'does not fit the types of the graph: {type(exc).__name__}: {exc}. '
-                'Mend what is stored, or let the types accept it',
-                snapshot_id=record.id,
-            ) from exc
-
     @asynccontextmanager
     async def _open(
         self,
         persistence: StoredStatePersistence[Any, Any],
-        opening: _Opening,
+        opening: Opening,
         deps: Any,
         span: AbstractContextManager[Any] | None,
     ) -> AsyncGenerator[Any]:
-        from ._scheduler import NodeID, PersistentGraphRun
-
         persistence._claimed -= {opening.snapshot_id}
         try:
             receipt = await persistence._commit(Commit(changes=opening.changes))
@@ -472,7 +348,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
             with anyio.CancelScope(shield=True):
                 await task_run.leave(failure)
 
-    def _task_run(self, persistence: StoredStatePersistence[Any, Any], opening: _Opening) -> TaskRun:
+    def _task_run(self, persistence: StoredStatePersistence[Any, Any], opening: Opening) -> TaskRun:
         state = opening.state
         dump = None if is_immutable(state) else lambda: self._codec.dump_state(state)
         return TaskRun(
@@ -486,7 +362,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         )
 
     @contextmanager
-    def _traced(self, span: AbstractContextManager[Any] | None) -> Iterator[str | None]:
+    def _traced(self, span: AbstractContextManager[Any] | None) -> Generator[str | None]:
         if span is None and self.graph.auto_instrument:
             span = new_span(f'run graph {self.graph.name}', graph=self.graph)
         if span is None:
@@ -523,8 +399,6 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
             yield run
 
     async def _ended(self, persistence: StoredStatePersistence[Any, Any], deps: Any) -> Any:
-        from ._scheduler import ended_run
-
         last = await persistence.load_last()
         if not isinstance(last, EndSnapshot):
             raise await persistence.why_unresumable()  # somebody has gone on with it this very moment
@@ -560,29 +434,14 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
                     return
 
 
-async def _driven(run: Any) -> Any:
-    from ._scheduler import EndMarker
-
+async def _driven(run: GraphRun[Any, Any, Any]) -> Any:
+    """Drive a run to its end, and return its output."""
     event: Any = None
     while True:
         try:
             event = await run.next(event)
         except StopAsyncIteration:
-            if not isinstance(event, EndMarker):
-                raise RuntimeError('the run has stopped without an end') from None
-            return event.value
-
-
-def read_inputs(row: Row, place: str) -> Any:
-    """Return the JSON of the inputs of a run, from the row that stands for it."""
-    from pydantic_core import from_json
-
-    try:
-        return from_json(row.body.node)['inputs']
-    except (KeyError, TypeError, ValueError) as exc:
-        raise CorruptSnapshotError(
-            place, f'is no start of a builder graph: {exc!r}', snapshot_id=row.record.id
-        ) from exc
+            return cast('EndMarker[Any]', event).value
 
 
 def _caller(frame: FrameType | None) -> FrameType | None:
@@ -593,30 +452,6 @@ def _caller(frame: FrameType | None) -> FrameType | None:
 def _names(frame: FrameType | None) -> dict[str, Any]:
     caller = frame and frame.f_back
     return dict(caller.f_locals) if caller else {}
-
-
-def _hints(graph: Graph[Any, Any, Any, Any], names: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield every annotation that tells what values may flow through the graph."""
-    from ._scheduler import Decision, Join, NodeStep, Step, paths_of, step_function
-
-    known = {getattr(t, '__name__', ''): t for t in (graph.state_type, graph.deps_type, graph.input_type)}
-    known |= {n.node_type.__name__: n.node_type for n in graph.nodes.values() if isinstance(n, NodeStep)}
-    names = {**known, **names}
-    yield from (graph.state_type, graph.input_type, graph.output_type)
-    for node in graph.nodes.values():
-        if isinstance(node, NodeStep):
-            yield node.node_type
-            yield from signature_hints(f'node {node.id!r}', node.node_type.run, names).values()
-        elif isinstance(node, Step):
-            yield from signature_hints(f'step {node.id!r}', step_function(node), names).values()
-        elif isinstance(node, Join):
-            yield from signature_hints(f'reducer of join {node.id!r}', node.reducer, names).values()
-            yield node.initial_factory
-        elif isinstance(node, Decision):
-            for branch in node.branches:
-                yield branch.source
-    for transform in paths_of(graph):
-        yield from signature_hints('transform', transform, names).values()
 
 
 def _with_statuses(text: str, run: Sequence[StepRecord]) -> str:

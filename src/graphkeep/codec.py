@@ -42,7 +42,7 @@ from .faithful import (
     difference,
 )
 from .parts import Part, parts_of, shown
-from .snapshots import EndSnapshot, NodeSnapshot
+from .snapshots import EndSnapshot, NodeSnapshot, SnapshotStatus
 
 __all__ = ('Body', 'Codec', 'Refusal', 'Shape')
 
@@ -164,7 +164,7 @@ class Codec(Generic[StateT, RunEndT]):
             node=node,
             start_ts=record.start_ts,
             duration=record.duration,
-            status=record.status,
+            status=cast('SnapshotStatus', record.status),
             id=record.id,
         )
 

@@ -86,8 +86,8 @@ class Attempt(NamedTuple):
     duration: float | None
     """How long it took, in seconds; `None` where nobody was there to see its end."""
     outcome: Outcome
-    """How it ended: the node returned, it raised, its owner gave it back, its owner was gone, or the run went on
-    without it."""
+    """How it ended: the node returned, it raised, its owner gave it back, its owner was gone, or the run went
+    on without it."""
     reason: str | None = None
     """Why, for a released or recovered attempt."""
     error: StepError | None = None
@@ -342,6 +342,13 @@ class Tail(NamedTuple):
     """The rows that are pending or running, wherever they are, oldest first."""
     ownership: Ownership = UNOWNED
     """Who has the run."""
+    last: int = 0
+    """The number of the newest row of all, parts included."""
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the run is one of a builder graph that has got anywhere."""
+        return bool(self.rows) and self.last > self.rows[0].record.seq
 
 
 class Parts(NamedTuple):

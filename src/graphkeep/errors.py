@@ -354,7 +354,8 @@ class UnsupportedHostError(GraphkeepError, ImportError):
         self.version = version
         self.needed = needed
         ImportError.__init__(
-            self, f'PersistentGraph needs the {needed}; {version} is installed, and {found}: install another one'
+            self,
+            f'PersistentGraph needs the {needed}; {version} is installed, and {found}: install another one',
         )
 
 

@@ -21,7 +21,7 @@ from .errors import SnapshotStatusError, UnknownSnapshotError
 from .jsonrun import dump_run, parse_run
 from .persistence import StatePersistence
 from .runinfo import RunInfo, RunQuery
-from .snapshots import NodeSnapshot, Snapshot, now_utc
+from .snapshots import NodeSnapshot, Snapshot, SnapshotStatus, now_utc
 from .status import CLAIM, START, SUCCEED
 from .store import Store
 from .stored import LEASE, StoredStatePersistence
@@ -97,12 +97,12 @@ class _Live(StatePersistence[StateT, RunEndT]):
                 snapshot.start_ts = change.at
                 return 1
         elif first and (transition is SUCCEED or transition is CLAIM):
-            snapshot.status = transition.target
+            snapshot.status = cast('SnapshotStatus', transition.target)
             snapshot.duration = change.duration
             return 1
         record = self._record(snapshot).changed(self.run_id, change)
         snapshot.status, snapshot.start_ts, snapshot.duration = (
-            record.status,
+            cast('SnapshotStatus', record.status),
             record.start_ts,
             record.duration,
         )

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pydantic
 from typing_inspection import typing_objects
@@ -90,7 +90,7 @@ def _arguments(hint: Any) -> Iterator[Any]:
             yield argument
 
 
-def _held_by(cls: type) -> list[Any]:
+def _held_by(cls: type[Any]) -> list[Any]:
     if dataclasses.is_dataclass(cls) or issubclass(cls, pydantic.BaseModel):
         return list(hints_of(cls).values())
     if hasattr(cls, '_fields') or hasattr(cls, '__total__'):
@@ -100,4 +100,7 @@ def _held_by(cls: type) -> list[Any]:
 
 def _is_standard(cls: type) -> bool:
     root = cls.__module__.partition('.')[0]
-    return root in ('builtins', 'typing', 'typing_extensions', 'pydantic_graph') or root in sys.stdlib_module_names
+    return (
+        root in ('builtins', 'typing', 'typing_extensions', 'pydantic_graph')
+        or root in sys.stdlib_module_names
+    )

@@ -16,7 +16,7 @@ from ._host import (
     RunEndT,
     StateT,
 )
-from .commit import Commit, Receipt, Row, StatusChange, StepError, StepRecord, Tail
+from .commit import Commit, Parts, Receipt, Row, StatusChange, StepError, StepRecord, Tail
 from .errors import (
     GraphkeepError,
     LockTimeoutError,
@@ -33,6 +33,7 @@ from .guard import Guard
 from .snapshots import EndSnapshot, NodeSnapshot, Snapshot, now_utc
 from .status import CLAIM, FAIL, RECOVER, RELEASE, RETRY
 from .steprun import StepRun, undone
+from .taskrows import path_of
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -250,7 +251,7 @@ class StatePersistence(
             CorruptSnapshotError: if one cannot be read, or is not of this graph.
         """
         await self._flush()
-        return [self._thaw(row) for row in await self._rows()]
+        return [self._thaw(row) for row in await self._rows() if not row.record.is_part]
 
     def set_graph_types(self, graph: Graph[StateT, Any, RunEndT]) -> None:
         """Learn the node, state and result types from a graph; every verb of `Graph` does this first.
@@ -286,9 +287,12 @@ class StatePersistence(
         _deliver(await self._commit(Commit(rows=(row,), unless_any=True)))
 
     async def load_history(self) -> list[StepRecord]:
-        """Load what is known of every snapshot without decoding it: status, attempts, errors, times."""
+        """Load what is known of every snapshot without decoding it: status, attempts, errors, times.
+
+        Of a run of a builder graph that is: the run, its tasks with the forks that they are under, its end.
+        """
         await self._flush()
-        return [row.record for row in await self._rows()]
+        return [_told(row) for row in await self._rows() if row.record.kind not in ('join', 'image')]
 
     async def last_state(self) -> StateT:
         """Load the state of the newest snapshot: where the run is, or how it ended.
@@ -298,7 +302,9 @@ class StatePersistence(
             CorruptSnapshotError: if it cannot be read.
         """
         await self._flush()
-        return self._thaw_state((await self._known_tail()).rows[0])
+        tail = await self._known_tail()
+        image = Parts.of(await self._rows()).image if tail.has_parts else None
+        return self._thaw_state(image or tail.rows[0])
 
     async def load_last(self) -> Snapshot[StateT, RunEndT]:
         """Load the newest snapshot: the end with the result, if the run has finished.
@@ -345,10 +351,15 @@ class StatePersistence(
             RunOwnedError: if another living owner has the run.
         """
         await self._flush()
-        record = (await self._known_tail()).rows[0].record
+        tail = await self._known_tail()
+        record = tail.rows[0].record
         if record.kind == 'end':
             raise RunFinishedError(self.run_id, record.start_ts)
-        _deliver(await self._commit(Commit(changes=[StatusChange(record.id, RETRY)])))
+        failed = [record]
+        if tail.has_parts:  # and the tasks of a builder graph that it failed because of
+            open_ = Parts.of(await self._rows()).open
+            failed += [row.record for row in open_ if row.record.status == 'error']
+        _deliver(await self._commit(Commit(changes=[StatusChange(one.id, RETRY) for one in failed])))
 
     async def release(self) -> None:
         """Give back what `load_next` handed to this instance and was never run, for anybody to run."""
@@ -461,6 +472,11 @@ class StatePersistence(
             await self._land(Commit((change,), must_land=True))
         except GraphkeepError as other:
             exc.add_note(f'This could not be recorded: {other}')
+
+
+def _told(row: Row) -> StepRecord:
+    record = row.record
+    return record._replace(path=path_of(row)) if record.kind == 'task' else record
 
 
 def _deliver(receipt: Receipt) -> None:

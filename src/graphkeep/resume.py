@@ -11,19 +11,24 @@ from contextlib import (
     asynccontextmanager,
 )
 from types import FrameType, TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import anyio
+from typing_extensions import TypeVar
 
 from ._host import BaseNode, End, GraphRuntimeError, RunEndT, StateT
-from .builder import InputT, OutputT, PersistentGraph
 from .errors import GraphkeepError, RunFinishedError, SnapshotStatusError
 from .graph import Graph, GraphRun, GraphRunResult
 from .persistence import StatePersistence
 from .snapshots import EndSnapshot
 
+if TYPE_CHECKING:
+    from .builder import PersistentGraph
+
 __all__ = ('iter_or_resume', 'run_or_resume')
 
+InputT = TypeVar('InputT', default=Any)
+OutputT = TypeVar('OutputT', default=Any)
 
 
 @overload
@@ -90,7 +95,7 @@ async def run_or_resume(
             attempt.
         RunOwnedError: if another living owner has the run.
     """
-    if isinstance(graph, PersistentGraph):
+    if not isinstance(graph, Graph):
         if infer_name:
             graph._name(inspect.currentframe())
         async with iter_or_resume(
@@ -181,7 +186,7 @@ async def iter_or_resume(
             f'persistence must be a graphkeep.StatePersistence, got {persistence!r}: '
             'give a persistence of graphkeep, or of a store `store.run(run_id)`.'
         )
-    if isinstance(graph, PersistentGraph):
+    if not isinstance(graph, Graph):
         if infer_name:
             graph._name(_caller(inspect.currentframe()))
         resuming = graph.iter_or_resume(

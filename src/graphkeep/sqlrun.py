@@ -94,7 +94,7 @@ class SqlRun(RunBackend):
 
             tail = [row(record) for record in view.tail()]
             open_ = [row(view.in_hand[seq]) for seq in sorted(view.in_hand)]
-            return Tail(tail, open_, view.ownership)
+            return Tail(tail, open_, view.ownership, view.last)
 
     def rows(self) -> list[Row]:
         """Return every row, oldest first."""

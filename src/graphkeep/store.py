@@ -119,7 +119,8 @@ class Store(ABC):
             run_id: The run to copy.
             into: The id of the new run.
             at: The snapshot to go on from, by its id (the newest with this id) or its number; by default the
-                newest one.
+                newest one. A run of a builder graph goes on from where it is: how its tasks stood before is
+                not on record.
 
         Returns:
             The persistence of the new run.
@@ -127,12 +128,18 @@ class Store(ABC):
         Raises:
             UnknownRunError: if there is no such run.
             UnknownSnapshotError: if it has no such snapshot.
+            ValueError: if `at` is given for a run of a builder graph.
             RunExistsError: if there is a run `into` already.
         """
         forked = self.run(into)
         rows, about = await self._call(partial(self._rows, check_run_id(run_id)))
         if not rows:
             raise UnknownRunError(run_id)
+        if any(row.record.is_part for row in rows):
+            rows = _whole(run_id, rows, at)
+            about = About(about.graph, about.tags, self.clock(), (run_id, rows[-1].record.seq))
+            await self._insert_rows(into, rows, about)
+            return forked
         *before, last = rows[: _position(run_id, rows, at) + 1]
         kept = [Row(_settled(run_id, row.record, 'forked'), row.body) for row in before]
         kept.append(Row(_afresh(last.record), last.body))
@@ -413,6 +420,16 @@ def _position(run_id: str, rows: Sequence[Row], at: str | int | None) -> int:
     if (position := next(wanted, None)) is None:
         raise UnknownSnapshotError(run_id, str(at))
     return position
+
+
+def _whole(run_id: str, rows: Sequence[Row], at: str | int | None) -> list[Row]:
+    """Return all rows of a run of a builder graph, in nobody's hands."""
+    if at is not None:
+        raise ValueError(
+            f'run {run_id!r} is of a builder graph, which can be forked only as it is now: leave out `at`, '
+            f'got {at!r}'
+        )
+    return [Row(_settled(run_id, row.record, 'forked'), row.body) for row in rows]
 
 
 def _afresh(record: StepRecord) -> StepRecord:

@@ -13,7 +13,16 @@ from .codec import Body
 from .commit import Row, StepRecord
 from .errors import CorruptSnapshotError
 
-__all__ = ('Branch', 'StoredJoin', 'StoredTask', 'path_of', 'read_join', 'read_task', 'task_body', 'join_body')
+__all__ = (
+    'Branch',
+    'StoredJoin',
+    'StoredTask',
+    'join_body',
+    'path_of',
+    'read_join',
+    'read_task',
+    'task_body',
+)
 
 Branch = tuple[str, str, int]
 """A fork that a task is under: its node id, the id of its run, and the number of the branch or item."""
@@ -59,7 +68,9 @@ def task_body(
     )
 
 
-def join_body(node_id: str, fork_run: str, stack: Iterable[Branch], value: bytes | None, stopped: bool) -> Body:
+def join_body(
+    node_id: str, fork_run: str, stack: Iterable[Branch], value: bytes | None, stopped: bool
+) -> Body:
     """Return what is stored of a join that has begun."""
     return Body(
         b'',

@@ -153,7 +153,7 @@ class TaskRun:
     def join(
         self, join_id: str, fork_run: str, stack: Iterable[Branch], value: tuple[Any] | None, *, stopped: bool
     ) -> None:
-        """Have it recorded that a join has begun, and what it has come to if reducing again would not tell."""
+        """Have it recorded that a join has begun, and what it has come to if reducing again cannot tell."""
         text = None if value is None else self._written(value[0], 'what it has come to', join_id)
         key = _join_key(join_id, fork_run)
         self._pending.rows[key] = Row(
@@ -325,7 +325,9 @@ class TaskRun:
         except GraphkeepError as exc:
             batch.error = self._broken = exc
             raise
-        self._stored.update((row.record.id, row.record.attempt) for row in batch.rows.values() if _is_open(row))
+        self._stored.update(
+            (row.record.id, row.record.attempt) for row in batch.rows.values() if _is_open(row)
+        )
         self.tracker.stored = image
         self.tracker.relax()
         if receipt.interrupted is not None:
@@ -361,7 +363,9 @@ class TaskRun:
         try:
             self._codec.write_result(output, self._verify)
         except Refusal as refusal:
-            raise UnfaithfulSnapshotError(self.run_id, by, refusal.field, refusal.problem) from refusal.__cause__
+            raise UnfaithfulSnapshotError(
+                self.run_id, by, refusal.field, refusal.problem
+            ) from refusal.__cause__
 
     async def finish(self, output: Any) -> None:
         """Write the end of the run: the result, the state as it is, and that nothing is open any more.
@@ -385,7 +389,7 @@ class TaskRun:
             self._end(task_id, how, flight and flight.started, flight and flight.duration)
         end = EndSnapshot(state=self._state, result=End(output), ts=self.now())
         done = StatusChange(self._snapshot_id, SUCCEED, None, perf_counter() - self._begun)
-        rows = [*batch.rows.values(), self.persistence._row(cast('EndSnapshot[Any, Any]', end))]
+        rows = [*batch.rows.values(), self.persistence._row(end)]
         receipt = await self.persistence._commit(Commit([*batch.changes, done], rows, must_land=True))
         if receipt.interrupted is not None:
             raise receipt.interrupted

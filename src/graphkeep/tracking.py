@@ -43,7 +43,9 @@ def is_immutable(value: object) -> bool:
     return (
         parameters is not None
         and parameters.frozen
-        and all(is_immutable(getattr(value, field.name, None)) for field in dataclasses.fields(cast(Any, value)))
+        and all(
+            is_immutable(getattr(value, field.name, None)) for field in dataclasses.fields(cast(Any, value))
+        )
     )
 
 
@@ -193,7 +195,7 @@ class Tracker:
             flight.dirty = flight.dirty or not ended
 
     def image(self) -> object:
-        """Return what the state would be stored as now; what differs from everything if that cannot be known."""
+        """Return what the state would be stored as now; if that cannot be known, what equals nothing."""
         if self._dump is None:
             return b''
         try:

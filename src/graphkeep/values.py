@@ -73,11 +73,10 @@ class ValueCodec:
         except RecursionError:
             raise Refusal(root, 'holds itself, or is nested too deeply: store data that is a tree') from None
 
-
     # --------------------------------------------------------------------------------------------- writing
 
     def _write(self, value: Any, root: str, verify: bool) -> bytes:
-        cls = type(value)
+        cls = cast('type[Any]', type(value))
         if cls in _PLAIN:
             return _plain(value, root)
         if cls is float:
@@ -126,7 +125,7 @@ class ValueCodec:
         return shape
 
     def read(self, found: Any) -> Any:
-        """Return the value that was written, from what its JSON says; errors are those of a wrong type or value."""
+        """Return the value that was written, from what its JSON says; errors are those of a wrong value."""
         if isinstance(found, list):
             return [self.read(item) for item in cast('list[Any]', found)]
         if not isinstance(found, dict):
@@ -145,7 +144,9 @@ class ValueCodec:
 
     def _moved(self, name: str) -> type:
         """Return the one class of this name in another module: a script's, or one that was moved."""
-        found = [cls for full, cls in self._by_name.items() if full.partition(':')[2] == name.partition(':')[2]]
+        found = [
+            cls for full, cls in self._by_name.items() if full.partition(':')[2] == name.partition(':')[2]
+        ]
         if len(found) != 1:
             raise ValueError(
                 f'it is of type {name!r}, which the graph does not name: give the type in `types=`'
@@ -174,8 +175,9 @@ def _tagged(name: str, text: bytes) -> bytes:
 
 def _unknown(cls: type) -> str:
     return (
-        f'is of type {cls.__module__}.{cls.__qualname__}, which the graph does not name: annotate the step with '
-        f'it, or give `types=({cls.__qualname__},)` to PersistentGraph; what is not data belongs into deps'
+        f'is of type {cls.__module__}.{cls.__qualname__}, which the graph does not name: annotate the '
+        f'step with it, or give `types=({cls.__qualname__},)` to PersistentGraph; what is not data belongs '
+        'into deps'
     )
 
 

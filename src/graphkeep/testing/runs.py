@@ -17,7 +17,7 @@ import pytest
 from ..commit import Commit, Receipt, StatusChange
 from ..persistence import StatePersistence
 from ..snapshots import now_utc
-from ..status import TRANSITIONS, SnapshotStatus, Transition
+from ..status import TRANSITIONS, SnapshotStatus, TaskStatus, Transition
 from .graphs import Ask, State, graph
 
 __all__ = (
@@ -141,7 +141,7 @@ def _made(directory: Path) -> Path:
 
 def _way_to(status: SnapshotStatus) -> list[Transition]:
     """Return the shortest way to a status, as the table has it."""
-    ways: dict[SnapshotStatus, list[Transition]] = {'created': []}
+    ways: dict[TaskStatus, list[Transition]] = {'created': []}
     while status not in ways:
         for source, way in tuple(ways.items()):
             for transition in TRANSITIONS:
