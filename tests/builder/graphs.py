@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .corpus import joins, linear, looping, maps, mixed, states, stopping, streaming
-from .corpus.cases import CASES, EXTRA, KINDS, Case, delays
+from .corpus.cases import CASES, EXTRA, KINDS, Case, delays, plain
 
-__all__ = ('CASES', 'EXTRA', 'KINDS', 'MODULES', 'Case', 'delays')
+__all__ = ('CASES', 'EXTRA', 'KINDS', 'MODULES', 'Case', 'delays', 'plain')
 
 MODULES = (linear, maps, joins, stopping, looping, mixed, streaming, states)
 """Where the graphs are; importing them has registered them."""

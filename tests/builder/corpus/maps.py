@@ -442,14 +442,14 @@ def empty_map_after_a_step() -> Graph[Counts, None, None, int]:
     'join inside join',
     state=Counts,
     inputs=[[1, 2], [], [3], []],
-    since=(2, 68),
+    since=(2, 2),
 )
 def nested_maps_some_empty() -> Graph[Counts, None, list[list[int]], list[int]]:
     """An item that is empty still has its sum, which is 0."""
     return _nested_sums()
 
 
-@case('nested empty map', 'nested map', 'join inside join', state=Counts, inputs=[[], []], since=(2, 68))
+@case('nested empty map', 'nested map', 'join inside join', state=Counts, inputs=[[], []], since=(2, 2))
 def nested_maps_all_empty() -> Graph[Counts, None, list[list[int]], list[int]]:
     return _nested_sums()
 
@@ -530,7 +530,7 @@ def one_of_two_maps_empty() -> Graph[Counts, None, int, list[int]]:
     return g.build()
 
 
-@case('one of several maps empty', 'empty map', 'broadcast', state=Counts, inputs=4, since=(2, 68))
+@case('one of several maps empty', 'empty map', 'broadcast', state=Counts, inputs=4, since=(2, 2))
 def empty_map_with_its_join_beside_a_full_one() -> Graph[Counts, None, int, list[int]]:
     """The join that the empty map opens is the one that the items of the other map go to."""
     g = GraphBuilder(state_type=Counts, input_type=int, output_type=list[int])
