@@ -139,14 +139,16 @@ def steps(block: Block) -> int:
 
 
 def descriptions(
-    *, depth: int = 2, most_steps: float = inf, empty_maps: bool = True
+    *, depth: int = 2, most_steps: float = inf, empty_maps: bool = True, nested_forks: bool = True
 ) -> st.SearchStrategy[Block]:
     """Return the strategy for descriptions of graphs; the simplest is a map over nothing, or one item.
 
     Args:
         depth: How many blocks are inside one another, at most, within the outermost one.
         most_steps: How many steps a run may take, about.
-        empty_maps: Whether there may be maps over nothing, which the oldest hosts do not run right.
+        empty_maps: Whether there may be maps over nothing.
+        nested_forks: Whether there may be forks within forks. Hosts before 2.50 close some of their joins too
+            early.
     """
     scripts = st.text(SCRIPT, max_size=5)
     joins = st.sampled_from(JOINS)
@@ -165,7 +167,22 @@ def descriptions(
     blocks = runs
     for _ in range(depth):
         blocks = runs | extend(blocks)
-    return extend(blocks).filter(lambda block: steps(block) <= most_steps)
+    return extend(blocks).filter(
+        lambda block: steps(block) <= most_steps and (nested_forks or not _has_nested(block))
+    )
+
+
+def _has_nested(block: Block, *, within: bool = False) -> bool:
+    """Whether a fork is within another one."""
+    if isinstance(block, Map | Every):
+        inner = (block.body,) if isinstance(block, Map) else block.bodies
+        return within or any(_has_nested(body, within=True) for body in inner)
+    if isinstance(block, Loop):
+        return _has_nested(block.body, within=within)
+    if isinstance(block, Run):
+        return False
+    parts = (block.first, block.second) if isinstance(block, Then) else (block.even, block.odd)
+    return any(_has_nested(part, within=within) for part in parts)
 
 
 # ---------------------------------------------------------------------------------------------- the graph
