@@ -49,7 +49,7 @@ Persistence = StoredStatePersistence[Any, Any]
 HAS_BUILDER: Final = hasattr(graphkeep, 'PersistentGraph')
 """Whether there is a `PersistentGraph` to crash."""
 
-UNCLOSED: Final = pytest.mark.filterwarnings('ignore:Async generator .*handle_async_iterable:ResourceWarning')
+UNCLOSED: Final = pytest.mark.filterwarnings('ignore:Async generator .*:ResourceWarning')
 """What a test is marked with that lets runs die: the host does not close what is being streamed then."""
 
 _SECONDS: Final = 20
