@@ -159,6 +159,7 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
             self._first_task = GraphTask(first, inputs, (start,), TaskID(_FIRST))
         elif resumed.tasks:
             self._first_task = resumed.tasks[0]
+        _close(self._iterator_instance)
         self._iterator_instance = _Iterator(
             self.graph,
             self.state,
@@ -493,8 +494,15 @@ def ended_run(
 ) -> GraphRun[Any, Any, Any]:
     """Return a run as it was when it ended."""
     run = _EndedGraphRun(graph, state=state, deps=deps, inputs=None, traceparent=None)
+    _close(run._iterator_instance)
     run.override_next(EndMarker(output))
     return run
+
+
+def _close(iterator: Any) -> None:
+    """Close the streams of a scheduler that is not used."""
+    iterator.iter_stream_sender.close()
+    iterator.iter_stream_receiver.close()
 
 
 class _EndedGraphRun(GraphRun[Any, Any, Any]):

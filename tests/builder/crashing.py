@@ -7,7 +7,6 @@ deps are new, and of state and inputs there is what can be decoded.
 from __future__ import annotations
 
 import gc
-import importlib
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -26,10 +25,10 @@ from graphkeep import FileStore, MemoryStore, SqliteStore, Store, StoredStatePer
 from graphkeep.backend import RunBackend, Turn
 from graphkeep.commit import Commit, Receipt, Row, Tail
 from graphkeep.testing.clock import LEASE, Clock
+from graphkeep.tracking import Tracker
 from tests.builder.corpus.cases import Case, delays, plain
 
 __all__ = (
-    'HAS_BUILDER',
     'STORES',
     'UNCLOSED',
     'BuilderRuns',
@@ -45,9 +44,6 @@ __all__ = (
 )
 
 Persistence = StoredStatePersistence[Any, Any]
-
-HAS_BUILDER: Final = hasattr(graphkeep, 'PersistentGraph')
-"""Whether there is a `PersistentGraph` to crash."""
 
 UNCLOSED: Final = pytest.mark.filterwarnings('ignore:Async generator .*:ResourceWarning')
 """What a test is marked with that lets runs die: the host does not close what is being streamed then."""
@@ -392,12 +388,9 @@ _NOTHING: Final = object()
 
 
 def rule_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Switch the rule off that a commit waits while a task in flight has changed the state.
+    """Switch the rule off that a commit waits while a task in flight has changed the state."""
 
-    The seam: the one place that knows how `graphkeep.builder` decides so.
-    """
-
-    def always(*args: object, **kwargs: object) -> bool:
+    def always(tracker: Tracker) -> bool:
         return True
 
-    monkeypatch.setattr(importlib.import_module('graphkeep.builder'), 'may_hold_state', always)
+    monkeypatch.setattr(Tracker, 'may_store', always)

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.builder.crashing import HAS_BUILDER, UNCLOSED, BuilderRuns, crash_points, places
+from tests.builder.crashing import UNCLOSED, BuilderRuns, crash_points, places
 from tests.builder.graphs import CASES, Case
 from tests.counts import FULL
 
 pytestmark = [
     pytest.mark.anyio,
     UNCLOSED,
-    pytest.mark.skipif(not HAS_BUILDER, reason='there is no PersistentGraph yet'),
 ]
 
 HERE = [case for case in CASES.values() if case.runs_here]

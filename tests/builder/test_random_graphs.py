@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from tests.builder.corpus.cases import plain
-from tests.builder.crashing import HAS_BUILDER, UNCLOSED, BuilderRuns, crash_points, places
+from tests.builder.crashing import UNCLOSED, BuilderRuns, crash_points, places
 from tests.builder.random_graphs import Block, case_of, descriptions, steps
 from tests.counts import FULL, count
 
@@ -40,7 +40,6 @@ def test_one_result(anyio_backend: str, description: Block):
     anyio.run(several, backend=anyio_backend)
 
 
-@pytest.mark.skipif(not HAS_BUILDER, reason='there is no PersistentGraph yet')
 class TestCrashes:
     """Crashes of random graphs, of which there have to be so many."""
 

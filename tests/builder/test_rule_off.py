@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.builder.crashing import HAS_BUILDER, UNCLOSED, BuilderRuns, crash_points, places, rule_off
+from tests.builder.crashing import UNCLOSED, BuilderRuns, crash_points, places, rule_off
 from tests.builder.graphs import CASES
 
 pytestmark = [
     pytest.mark.anyio,
     UNCLOSED,
-    pytest.mark.skipif(not HAS_BUILDER, reason='there is no PersistentGraph yet'),
 ]
 
 # graphs in which a step changes the state, and then waits while others beside it end

@@ -93,7 +93,7 @@ class Colour(Enum):
     GREEN = 'green'
 
 
-class Card(BaseModel):
+class Card(BaseModel, ser_json_bytes='base64', val_json_bytes='base64'):
     """A pydantic model."""
 
     colour: Colour
