@@ -352,7 +352,7 @@ async def test_heartbeat_renews(shared: Shared):
 
 
 async def test_heartbeat_across_steps(shared: Shared):
-    """What was taken again by the time that a renewal is due is renewed; so is what is taken after a pause."""
+    """What was taken again when a renewal is due is renewed; so is what is taken after a pause."""
     mine, snapshot_id = await started(shared)
     keeper = Keeper(clock=lambda: 0.0)
     holds: list[Hold | None] = []

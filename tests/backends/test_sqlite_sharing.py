@@ -112,7 +112,7 @@ async def test_pruned_while_at_hand(path: Path):
 
 @pytest.mark.parametrize('waits', [False, True])
 async def test_step_that_ends_after_another_write(path: Path, waits: bool):
-    """Who has written to a run while one of its nodes ran is noticed at its end, which is made all the same."""
+    """That somebody has written meanwhile is noticed at the end of a step, which is made all the same."""
     async with SqliteStore(path) as store:
         persistence = await in_hand(store)
         (record,) = await persistence.load_history()
