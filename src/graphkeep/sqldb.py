@@ -205,11 +205,14 @@ class Database:
     def _log_is_long(self) -> bool:
         """Whether the log is to begin anew; if it has grown long, have a thread write it back before that."""
         self._commits += 1
-        if self._commits % _LOOK == 0 and self._backed.is_set():
+        if self._commits % _LOOK == 0:
             with suppress(OSError):
-                if os.stat(f'{self.path}-wal').st_size > _LONG[self.durable]:
+                size = os.stat(f'{self.path}-wal').st_size
+                if self._backed.is_set() and size > _LONG[self.durable]:
                     self._backed.clear()
                     self._start(self._write_back)
+                elif size > 2 * _LONG[self.durable]:
+                    self._long = True  # it grows faster than it is written back
         return self._long
 
     def _write_back(self) -> None:
@@ -403,6 +406,7 @@ class Database:
         try:
             db = self._connected()
             if self._log_is_long():
+                self._backed.wait()
                 self._long = False
                 # here, where it delays no event loop; nothing is lost if it cannot be done now
                 with suppress(sqlite3.Error):
