@@ -21,7 +21,7 @@ from typing import Final, Protocol, TypeVar
 from .backend import LockBusy, Turn
 from .commit import Commit, Receipt
 from .errors import GraphkeepError, LockTimeoutError, StorageError
-from .sqlopen import open_file, ours, translated
+from .sqlopen import open_file, ours, sync_directory, translated
 
 __all__ = ('Database', 'Stage')
 
@@ -423,7 +423,7 @@ class Database:
             if self.durable:
                 try:
                     self._log = os.open(f'{self.path}-wal', os.O_RDWR)
-                    _sync_directory(self.path.parent)  # the log is new with the first connection of all
+                    sync_directory(self.path.parent)  # the log is new with the first connection of all
                 except OSError as exc:
                     writer.close()
                     raise StorageError(str(self.path), 'open', exc) from exc
@@ -474,16 +474,6 @@ class _Reader:
             db, self._db = self._db, None
             if db is not None:
                 db.close()
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name == 'nt':
-        return  # there is no such thing there
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _roll_back(db: sqlite3.Connection) -> None:

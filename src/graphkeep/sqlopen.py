@@ -14,7 +14,7 @@ from .backend import LockBusy
 from .errors import CorruptSnapshotError, StorageError, UnusableStoreError
 from .sqlschema import APPLICATION_ID, MIGRATIONS, STEP_ENDS
 
-__all__ = ('open_file', 'ours', 'translated')
+__all__ = ('open_file', 'ours', 'sync_directory', 'translated')
 
 _OLDEST: Final = 3, 37  # the first that has STRICT tables
 _MODE: Final = 0o600
@@ -143,6 +143,17 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
             db.execute('ROLLBACK')
         raise
     db.execute('PRAGMA synchronous = NORMAL')
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until the directory, with what it has of new files, is on the disk."""
+    if os.name == 'nt':
+        return  # there is no such thing there
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 @contextmanager
