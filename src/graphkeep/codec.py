@@ -188,8 +188,8 @@ class Codec(Generic[StateT, RunEndT]):
         """Return the state as JSON, unchecked; errors are those of pydantic and of the state's own code."""
         return self._state.dump(state)
 
-    def write_state(self, state: StateT, verify: bool) -> bytes:
-        """Return the state as JSON.
+    def write_state(self, state: StateT, verify: bool, dumped: bytes | None = None) -> bytes:
+        """Return the state as JSON; `dumped` is what `dump_state` returns, if that is known.
 
         Raises:
             Refusal: if it would not be loaded as it was given.
@@ -201,7 +201,7 @@ class Codec(Generic[StateT, RunEndT]):
                 f'is of type {name}, but the state type of the graph is None: '
                 f'pass `state_type={name}` to the graph, or declare its nodes as `BaseNode[{name}, ...]`',
             )
-        return self._state.write('state', state, verify)
+        return self._state.write('state', state, verify, dumped)
 
     def _write_node(self, node: BaseNode[StateT, Any, RunEndT], verify: bool) -> bytes:
         cls = type(node)
@@ -269,10 +269,10 @@ class Shape:
         """Return the value as JSON, unchecked."""
         return self._dump_json([value])[1:-1]
 
-    def write(self, root: str, value: Any, verify: bool) -> bytes:
+    def write(self, root: str, value: Any, verify: bool, dumped: bytes | None = None) -> bytes:
         """Return the value as JSON; `root` is what it is called in a refusal."""
         try:
-            text = self.dump(value)
+            text = self.dump(value) if dumped is None else dumped
         except Exception as exc:
             part = self._culprit(value)
             raise Refusal(root + part.path, _unwritable(part.value, exc)) from exc

@@ -177,8 +177,7 @@ def _is_step_end(applied: Applied) -> bool:
     if len(applied.changed) != 1 or len(applied.appended) != 1:
         return False
     (ended,) = applied.changed.values()
-    record = applied.appended[0].record
-    return ended.status not in IN_HAND and record.kind == 'node' and record.status == 'created'
+    return ended.status not in IN_HAND and applied.appended[0].record.status == 'created'
 
 
 def _write_step_end(
@@ -198,6 +197,7 @@ def _write_step_end(
                 seq,
                 bound(record.id),
                 bound(record.node_id),
+                record.kind,
                 state,
                 node,
             ),

@@ -82,7 +82,7 @@ STEP_ENDS: Final = (
         NULL AS in_hand, NULL AS run, NULL AS version,
         NULL AS ended_status, NULL AS start_ts, NULL AS duration, NULL AS attempt, NULL AS ended_owner,
         NULL AS attempts, NULL AS ended,
-        NULL AS id, NULL AS node_id, NULL AS state, NULL AS node
+        NULL AS id, NULL AS node_id, NULL AS kind, NULL AS state, NULL AS node
     """,
     """
     CREATE TEMP TRIGGER end_step INSTEAD OF INSERT ON step_ends BEGIN
@@ -98,7 +98,7 @@ STEP_ENDS: Final = (
         INSERT INTO bodies (state, node) VALUES (NEW.state, NEW.node);
         INSERT INTO steps (run, seq, id, node_id, kind, status, attempt, body)
         VALUES (
-            NEW.run, NEW.steps, CAST(NEW.id AS TEXT), CAST(NEW.node_id AS TEXT), 'node', 'created', 0,
+            NEW.run, NEW.steps, CAST(NEW.id AS TEXT), CAST(NEW.node_id AS TEXT), NEW.kind, 'created', 0,
             last_insert_rowid()
         );
     END
@@ -106,7 +106,7 @@ STEP_ENDS: Final = (
 )
 """The statements that make `END_STEP` possible in a connection."""
 
-END_STEP: Final = 'INSERT INTO step_ends VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)'
+END_STEP: Final = 'INSERT INTO step_ends VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)'
 """What ends a step: the row of the run, the step that ended and its number, and what comes next.
 
 Raises `IntegrityError` with `SQLITE_CONSTRAINT_TRIGGER` if the row of the run has another version.

@@ -324,7 +324,7 @@ class TaskRun:
         self._pending = _Batch()
         batch.over = True
         try:
-            image = self.tracker.image()
+            image = self.tracker.image_to_store()
             commit = Commit(batch.changes, self._rows(batch, image), must_land=True)
             receipt = await self.persistence._commit(commit)
         except GraphkeepError as exc:
@@ -343,15 +343,16 @@ class TaskRun:
         rows = list(batch.rows.values())
         if image == self.tracker.stored:
             return rows
-        text = self._state_text()
+        text = self._state_text(image)
         if rows:
             rows[0] = Row(rows[0].record, Body(text, rows[0].body.node))
             return rows
         return [Row(StepRecord('image', '', 'image', 'success'), Body(text, b'{"node_id":""}'))]
 
-    def _state_text(self) -> bytes:
+    def _state_text(self, image: object) -> bytes:
+        text = image if isinstance(image, bytes) else None
         try:
-            return self._codec.write_state(self._state, self._verify)
+            return self._codec.write_state(self._state, self._verify, text)
         except Refusal as refusal:
             raise UnfaithfulSnapshotError(
                 self.run_id, 'the graph', refusal.field, refusal.problem
