@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import anyio
 import anyio.to_thread
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from pydantic_graph import GraphBuilder, StepContext, TypeExpression, reduce_sum
 from pydantic_graph.graph_builder import Graph
 
@@ -217,6 +217,8 @@ class Colour(Enum):
 
 class Card(BaseModel):
     """A pydantic model."""
+
+    model_config = ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')
 
     colour: Colour
     due: datetime
