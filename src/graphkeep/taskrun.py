@@ -114,6 +114,7 @@ class TaskRun:
         self.tracker = tracker
         self.finished = False
         self.ending: str | None = None  # the task that ends the run, if it is carried out
+        self.due: set[str] = set()  # tasks that are to begin at once
         self._snapshot_id = snapshot_id
         self._begun = perf_counter()
         self._state = state
@@ -167,6 +168,10 @@ class TaskRun:
     def knows(self, task_id: str) -> bool:
         """Whether a task is recorded, or to be, and has not ended."""
         return task_id in self._stored or task_id in self._pending.rows
+
+    def is_new(self, task_id: str) -> bool:
+        """Whether it is yet to be written that there is this task."""
+        return task_id in self._pending.rows
 
     def close(self, task_id: str) -> None:
         """Have it recorded that a task has ended which runs no code of its own."""
@@ -293,7 +298,7 @@ class TaskRun:
                 continue
             self._committing = True
             try:
-                if self.tracker.in_flight:
+                if self.tracker.in_flight or self.due:
                     await anyio.lowlevel.checkpoint()  # others may be about to end, too
                 if not self._may_commit():
                     return

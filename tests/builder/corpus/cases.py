@@ -11,10 +11,23 @@ from importlib.metadata import version
 from random import Random
 from typing import Any, Final, Literal, get_args
 
+import anyio
 import anyio.lowlevel
 from pydantic_graph.graph_builder import Graph
 
-__all__ = ('CASES', 'EXTRA', 'KINDS', 'Case', 'Counts', 'Kind', 'case', 'delays', 'in_any_order', 'pause')
+__all__ = (
+    'CASES',
+    'EXTRA',
+    'KINDS',
+    'Case',
+    'Counts',
+    'Kind',
+    'case',
+    'delays',
+    'in_any_order',
+    'pause',
+    'plain',
+)
 
 _Demanded = Literal[
     'step',
@@ -197,3 +210,11 @@ def delays(seed: int) -> Generator[None]:
         yield
     finally:
         _chance.reset(token)
+
+
+async def plain(case: Case, seed: int = 0) -> Any:
+    """Run the graph on the plain host, with the delays that the seed makes; return the normalised result."""
+    state = case.state()
+    with delays(seed), anyio.fail_after(10):
+        output = await case.build().run(state=state, inputs=case.inputs(), deps=case.deps())
+    return case.normalise(output, state)
