@@ -11,6 +11,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import fields
 from typing import Any, Final, NamedTuple, cast
 
+from anyio import BrokenResourceError, ClosedResourceError
+
 from ._host import HOST_VERSION
 from .commit import Row
 from .errors import UnfaithfulSnapshotError, UnsupportedHostError
@@ -61,6 +63,7 @@ __all__ = (
 
 _METHODS: Final = (
     '_run_task',
+    '_run_tracked_task',
     '_handle_execution_request',
     '_finish_task',
     '_cancel_sibling_tasks',
@@ -172,16 +175,19 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
         self._iterator = self._iterator_instance.iter_graph(self._first_task)
 
     async def __anext__(self) -> Any:
-        task_run = self._task_run
-        if isinstance(self._next, EndMarker):
-            await task_run.finish(self._next.value)
-        elif task_run.has_failed and not isinstance(self._next, ErrorMarker):
-            task_run.recovered()
-        return await super().__anext__()
+        await self.finish()
+        if self._task_run.has_failed and not isinstance(self._next, ErrorMarker):
+            self._task_run.recovered()
+        event: Any = await super().__anext__()
+        if not isinstance(event, EndMarker):
+            await cast(_Iterator, self._iterator_instance).see(event)
+        return cast(Any, event)
 
     async def finish(self) -> None:
-        """Record the end if the run has come to it and was left there."""
+        """Record the end if the run has come to it."""
         if isinstance(self._next, EndMarker):
+            if self._task_run.has_failed:
+                self._task_run.recovered()
             await self._task_run.finish(self._next.value)
 
     @property
@@ -223,13 +229,25 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
                 request = self._restore(self._resumed)
             self._streams = dict(self._resumed.streams) if self._resumed else {}
             return super()._handle_execution_request(request)
-        self._close_joins()
-        new = [t for t in request if not self._task_run.knows(t.task_id) and t.task_id not in self._origins]
-        if new:
-            self._create(new, by=self._source.node_id if self._source is not None else StartNode.id)
-        self._task_run.tracker.settle()  # what a transform behind a join has changed belongs to no task
+        self._create_unknown(request)
         self._task_run.due.update(task.task_id for task in request)
         return super()._handle_execution_request(request)
+
+    async def see(self, tasks: Sequence[GraphTask]) -> None:
+        """Have the tasks recorded that whoever drives the run is about to see."""
+        if self._unknown(tasks):
+            self._create_unknown(tasks)
+            await self._task_run.settle()
+
+    def _create_unknown(self, tasks: Sequence[GraphTask]) -> None:
+        """Have tasks recorded that come from no other one: those behind a join, or the caller's own."""
+        self._close_joins()
+        if new := self._unknown(tasks):
+            self._create(new, by=self._source.node_id if self._source is not None else StartNode.id)
+        self._task_run.tracker.settle()  # what a transform behind a join has changed belongs to no task
+
+    def _unknown(self, tasks: Sequence[GraphTask]) -> list[GraphTask]:
+        return [t for t in tasks if not self._task_run.knows(t.task_id) and t.task_id not in self._origins]
 
     def _restore(self, resumed: Resumed) -> Sequence[GraphTask]:
         for join in resumed.joins:
@@ -272,6 +290,14 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         except BaseException as exc:
             task_run.stopped(flight, exc)
             raise
+
+    async def _run_tracked_task(self, t_: GraphTask) -> None:
+        try:
+            await super()._run_tracked_task(t_)
+        except (BrokenResourceError, ClosedResourceError):
+            if not cast(_Results, self.iter_stream_receiver).closed:
+                raise
+            # older hosts let this out if the run is left just when a task has ended
 
     async def _finish_task(self, task_id: TaskID) -> None:
         await super()._finish_task(task_id)
@@ -460,6 +486,7 @@ class _Results:
     def __init__(self, receiver: Any, receive: Callable[[Any], None]):
         self._receiver = receiver
         self._receive = receive
+        self.closed = False
 
     def __aiter__(self) -> _Results:
         return self
@@ -474,9 +501,11 @@ class _Results:
         return self
 
     async def __aexit__(self, *exc: Any) -> Any:
+        self.closed = True
         return await self._receiver.__aexit__(*exc)
 
     def close(self) -> None:
+        self.closed = True
         self._receiver.close()
 
 
