@@ -106,7 +106,9 @@ STEP_ENDS: Final = (
 )
 """The statements that make `END_STEP` possible in a connection."""
 
-END_STEP: Final = 'INSERT INTO step_ends VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)'
+END_STEP: Final = (
+    'INSERT INTO step_ends VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)'
+)
 """What ends a step: the row of the run, the step that ended and its number, and what comes next.
 
 Raises `IntegrityError` with `SQLITE_CONSTRAINT_TRIGGER` if the row of the run has another version.
