@@ -29,6 +29,8 @@ __all__ = ('LEASE', 'LOCK_TIMEOUT', 'StoredStatePersistence')
 
 T = TypeVar('T')
 
+_MANY: Final = 200
+# rows and changes of a commit: with more the event loop goes on while a thread writes
 _SLICE: Final = 0.0002
 # seconds after which a run lets other tasks have their turn, although nothing has to be waited for
 
@@ -145,7 +147,8 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
             await give_way()
             self._resumed = perf_counter()
         turn, backend = Commitment(self._claims, commit), self._backend
-        if inline := backend.prompt:
+        many = backend.queues and len(commit.rows) + len(commit.changes) > _MANY
+        if inline := backend.prompt and not many:
             try:
                 outcome = backend.write(turn)
             except LockBusy:
