@@ -167,11 +167,12 @@ class Commitment(_Write):
         """Add who makes it, or refuse what this instance does not have in hand."""
         claims = self._claims
         claims.here()
-        in_hand, recovers = claims.in_hand.copy(), False
+        in_hand, begun, recovers = claims.in_hand.copy(), set[str](), False
         for change in self._commit.changes:
             snapshot_id, transition = change.snapshot_id, change.transition
             if transition in _BEGINS:
                 in_hand.add(snapshot_id)
+                begun.add(snapshot_id)
             elif transition in _ENDS:
                 if snapshot_id not in in_hand:
                     raise OwnershipLostError(claims.backend.run_id, None)
@@ -183,7 +184,7 @@ class Commitment(_Write):
                 in_hand.discard(snapshot_id)
                 recovers = True
         # what begins and ends in one commit is part of what is in hand already
-        take = claims.owner if recovers or not in_hand <= claims.in_hand else None
+        take = claims.owner if recovers or begun & in_hand else None
         self._in_hand = in_hand
         has = claims.fence is not None or take is not None
         self._gives_up = has and not in_hand and not (claims.keeping and self._goes_on())
