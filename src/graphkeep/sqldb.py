@@ -32,7 +32,7 @@ _ROUNDS: Final = 2  # times that the log is written back at once, the second tim
 _LOOK: Final = 64  # commits between two looks at how long the log is
 # Bytes of the log from which on it is written back into the file. Where the disk is waited for, a short one
 # pays: what is written over is on the disk sooner than what makes the log longer.
-_LONG: Final = {False: 8 * 2**20, True: 2 * 2**20}
+_LONG: Final = {False: 16 * 2**20, True: 2 * 2**20}
 
 
 class Stage(Protocol):
