@@ -243,15 +243,15 @@ class _Shape:
                 adapter.rebuild(raise_errors=True)
         except Exception as exc:  # whatever the hooks of a type may raise while its schema is made
             raise UnsupportedTypeError(role, type_, _unsupported(type_, exc)) from exc
-        # as the host calls it: what the serializer below makes of aliases by default varies with its version
-        self._dump_json = adapter.dump_json
+        # what the serializer makes of aliases by default varies with its version, so as the adapter calls it
+        self._dump_json = partial(adapter.serializer.to_json, by_alias=None, warnings=False)
         # an alias is for the outside: pydantic writes a field by its name unless told otherwise
         self._validate_json = partial(adapter.validator.validate_json, by_name=True, by_alias=True)
 
     def write(self, root: str, value: Any, verify: bool) -> bytes:
         """Return the value as JSON; `root` is what it is called in a refusal."""
         try:
-            text = self._dump_json([value], warnings=False)[1:-1]
+            text = self._dump_json([value])[1:-1]
         except Exception as exc:
             part = self._culprit(value)
             raise _Refusal(root + part.path, _unwritable(part.value, exc)) from exc
@@ -282,7 +282,7 @@ class _Shape:
         them, so its files and ours are the same where they can be.
         """
         try:
-            dumped = self._dump_json([value], round_trip=True, by_alias=False, warnings=False)
+            dumped = self._dump_json([value], round_trip=True, by_alias=False)
             text = self._finish(root, dumped[1:-1])
             self._verify(root, value, text)
         except Exception:  # the first refusal stands
@@ -327,7 +327,7 @@ class _Shape:
         for key in reversed(keys):
             include = {key: include}
         try:
-            self._dump_json([value], include={0: include}, warnings=False)
+            self._dump_json([value], include={0: include})
         except Exception:
             return True
         return False

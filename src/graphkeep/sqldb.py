@@ -30,6 +30,7 @@ __all__ = ('Database', 'Stage')
 T = TypeVar('T')
 
 _WAIT: Final = 0.0005, 0.02  # seconds between two tries for the lock: the first and the longest wait
+_ROUNDS: Final = 2  # times that the log is written back at once, the second time what was added meanwhile
 _LOOK: Final = 64  # commits between two looks at how long the log is
 # Bytes of the log from which on it is written back into the file. Where the disk is waited for, a short one
 # pays: what is written over is on the disk sooner than what makes the log longer.
@@ -43,7 +44,10 @@ class Stage(Protocol):
     """Whose it is."""
 
     def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
-        """Write what the commit makes of its run, or refuse it before anything is written."""
+        """Write what the commit makes of its run, or refuse it before anything is written.
+
+        In a transaction, which it begins if there is none and one statement is not enough.
+        """
         ...
 
     def accept(self) -> None:
@@ -106,7 +110,9 @@ class Database:
         self._made: list[tuple[Future[Receipt], Receipt]] = []  # and not yet on the disk
         self._lasting = threading.Event()
         self._lasting.set()
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix='graphkeep-sqlite')
+        self._backed = threading.Event()  # unless the log is being written back
+        self._backed.set()
+        self._threads = ThreadPoolExecutor(3, thread_name_prefix='graphkeep-sqlite')
         self._syncing = 0  # how many are about to wait for the disk besides those
         self._doubtful: OSError | None = None  # why what is in the log may not be on the disk
         self._commits = 0
@@ -125,8 +131,7 @@ class Database:
 
         Args:
             stage: The commit.
-            settles: Whether a commit is one of several statements, which has to wait for the disk where the
-                store is durable.
+            settles: Whether a commit has to wait for the disk where the store is durable.
 
         Returns:
             What it did; in the future, if it is made but has to wait for the disk.
@@ -153,10 +158,8 @@ class Database:
             commit = stage.turn.open()
             settling = settles(commit)
             try:
-                if settling:  # else it is one statement, and that a transaction by itself
-                    db.execute('BEGIN IMMEDIATE')
                 receipt = stage.run(db, commit)
-                if settling:
+                if db.in_transaction:  # else it was one statement, and that a transaction by itself
                     db.execute('COMMIT')
             except sqlite3.Error as exc:
                 raise ours(exc, self.path, 'write') from exc
@@ -203,12 +206,28 @@ class Database:
                     done.set_result(outcome)
 
     def _log_is_long(self) -> bool:
-        """Look now and then; what was found stays until the log was written back."""
+        """Whether the log is to begin anew; if it has grown long, have a thread write it back before that."""
         self._commits += 1
         if self._commits % _LOOK == 0:
             with suppress(OSError):
-                self._long = os.stat(f'{self.path}-wal').st_size > _LONG[self.durable]
+                size = os.stat(f'{self.path}-wal').st_size
+                if self._backed.is_set() and size > _LONG[self.durable]:
+                    self._backed.clear()
+                    self._start(self._write_back)
+                elif size > 2 * _LONG[self.durable]:
+                    self._long = True  # it grows faster than it is written back
         return self._long
+
+    def _write_back(self) -> None:
+        """Write the log back while others go on writing; what is left for when they wait is little."""
+        try:
+            reader = self.readers.connected(threading.current_thread())
+            with suppress(sqlite3.Error, LockBusy, GraphkeepError), reader as db:
+                for _ in range(_ROUNDS):
+                    db.execute('PRAGMA wal_checkpoint(PASSIVE)')
+        finally:
+            self._long = True
+            self._backed.set()
 
     # ------------------------------------------------------------------------------- what waits, together
 
@@ -365,8 +384,9 @@ class Database:
         """Close every connection, unless something is under way."""
         self._idle.wait()
         self._lasting.wait()
+        self._backed.wait()
         with self._mutex, translated(self.path, 'close'):
-            if self._syncing or not self._idle.is_set() or not self._lasting.is_set():
+            if self._syncing or not all(e.is_set() for e in (self._idle, self._lasting, self._backed)):
                 return False
             self.ready = False
             self._doubtful = None
@@ -387,6 +407,7 @@ class Database:
         try:
             db = self._connected(until)
             if self._log_is_long():
+                self._backed.wait()
                 self._long = False
                 # here, where it delays no event loop; nothing is lost if it cannot be done now
                 with suppress(sqlite3.Error):

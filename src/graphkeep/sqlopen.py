@@ -13,7 +13,7 @@ from typing import Final
 from .backend import LockBusy
 from .directories import make_directory
 from .errors import CorruptSnapshotError, StorageError, UnusableStoreError
-from .sqlschema import APPLICATION_ID, MIGRATIONS
+from .sqlschema import APPLICATION_ID, MIGRATIONS, STEP_ENDS
 
 __all__ = ('open_file', 'ours', 'translated')
 
@@ -118,6 +118,9 @@ def _set_up(db: sqlite3.Connection, path: Path) -> None:
     (version,) = db.execute('PRAGMA user_version').fetchone()
     if version < len(MIGRATIONS):
         _migrate(db, path)
+    db.execute('PRAGMA temp_store = MEMORY')
+    for statement in STEP_ENDS:
+        db.execute(statement)
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:

@@ -34,15 +34,22 @@ class Readers:
         Args:
             thread: Whose connection to use, and to leave open; the calling thread's unless told otherwise.
         """
-        reader = self._reader(thread or threading.current_thread())
-        with reader.mutex, translated(self._path, 'read'):
-            if (db := reader.db) is None:
-                db = reader.db = open_file(self._path, durable=self._durable)
+        with self.connected(thread or threading.current_thread()) as db, translated(self._path, 'read'):
             db.execute('BEGIN')
             try:
                 yield db
             finally:
                 roll_back(db)
+
+    @contextmanager
+    def connected(self, thread: threading.Thread) -> Generator[sqlite3.Connection]:
+        """Give the connection of a thread, alone."""
+        reader = self._reader(thread)
+        with reader.mutex:
+            if (db := reader.db) is None:
+                with translated(self._path, 'read'):
+                    db = reader.db = open_file(self._path, durable=self._durable)
+            yield db
 
     def close(self) -> None:
         """Close every connection; each is opened again when its thread reads again."""

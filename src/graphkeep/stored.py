@@ -11,8 +11,6 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
-import anyio.lowlevel
-
 from . import _host
 from ._host import RunEndT, StateT
 from .backend import LockBusy, RunBackend
@@ -23,7 +21,7 @@ from .commit import About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import OwnershipLostError
 from .guard import Guard
 from .names import check_tags
-from .offload import finished, redeliver, submit
+from .offload import finished, give_way, redeliver, submit
 from .persistence import StatePersistence
 from .snapshots import Snapshot
 
@@ -139,7 +137,7 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         if commit.rows:
             commit.about = self._about
         if not commit.must_land and perf_counter() - self._resumed > _SLICE:
-            await anyio.lowlevel.checkpoint()
+            await give_way()
             self._resumed = perf_counter()
         turn, backend = Commitment(self._claims, commit), self._backend
         if inline := backend.prompt:
