@@ -1,15 +1,17 @@
 """The host's scheduler of builder graphs, and what has to be known of it to record what it does.
 
 This is the only module that reaches into it. It needs `GraphRun` and `_GraphIterator` as they have been since
-pydantic-graph 1.102, and refuses others when it is imported.
+pydantic-graph 1.97, and refuses others when it is imported.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import fields
 from typing import Any, Final, NamedTuple, cast
+
+from anyio import BrokenResourceError, ClosedResourceError
 
 from ._host import HOST_VERSION
 from .commit import Row
@@ -18,7 +20,7 @@ from .step import running
 from .taskrows import Branch
 from .taskrun import TaskFlight, TaskRun
 
-_NEEDS: Final = 'graph builder as of pydantic-graph 1.102 to 2.x'
+_NEEDS: Final = 'graph builder of pydantic-graph 1.97 to 2.x'
 
 try:
     from pydantic_graph.decision import Decision
@@ -61,6 +63,7 @@ __all__ = (
 
 _METHODS: Final = (
     '_run_task',
+    '_run_tracked_task',
     '_handle_execution_request',
     '_finish_task',
     '_cancel_sibling_tasks',
@@ -159,6 +162,7 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
             self._first_task = GraphTask(first, inputs, (start,), TaskID(_FIRST))
         elif resumed.tasks:
             self._first_task = resumed.tasks[0]
+        _close(self._iterator_instance)
         self._iterator_instance = _Iterator(
             self.graph,
             self.state,
@@ -171,16 +175,19 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
         self._iterator = self._iterator_instance.iter_graph(self._first_task)
 
     async def __anext__(self) -> Any:
-        task_run = self._task_run
-        if isinstance(self._next, EndMarker):
-            await task_run.finish(self._next.value)
-        elif task_run.has_failed and not isinstance(self._next, ErrorMarker):
-            task_run.recovered()
-        return await super().__anext__()
+        await self.finish()
+        if self._task_run.has_failed and not isinstance(self._next, ErrorMarker):
+            self._task_run.recovered()
+        event: Any = await super().__anext__()
+        if not isinstance(event, EndMarker):
+            await cast(_Iterator, self._iterator_instance).see(event)
+        return cast(Any, event)
 
     async def finish(self) -> None:
-        """Record the end if the run has come to it and was left there."""
+        """Record the end if the run has come to it."""
         if isinstance(self._next, EndMarker):
+            if self._task_run.has_failed:
+                self._task_run.recovered()
             await self._task_run.finish(self._next.value)
 
     @property
@@ -206,6 +213,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         self._begun: set[tuple[str, str]] = set()  # joins that are on record as begun
         self._origins: dict[str, TaskFlight] = {}  # of tasks that carry a stream: the task it comes from
         self._sent: dict[str, list[str]] = {}  # what a result on its way leads to, by the task it is of
+        self._plain: dict[str, bool] = {}  # whether the reducer of a join is one
         self._items: dict[str, Any] = {}  # of nodes that have returned an item of a join: the join
         receiver: Any = _Results(self.iter_stream_receiver, self._receive)
         self.iter_stream_receiver = receiver
@@ -221,12 +229,25 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
                 request = self._restore(self._resumed)
             self._streams = dict(self._resumed.streams) if self._resumed else {}
             return super()._handle_execution_request(request)
+        self._create_unknown(request)
+        self._task_run.due.update(task.task_id for task in request)
+        return super()._handle_execution_request(request)
+
+    async def see(self, tasks: Sequence[GraphTask]) -> None:
+        """Have the tasks recorded that whoever drives the run is about to see."""
+        if self._unknown(tasks):
+            self._create_unknown(tasks)
+            await self._task_run.settle()
+
+    def _create_unknown(self, tasks: Sequence[GraphTask]) -> None:
+        """Have tasks recorded that come from no other one: those behind a join, or the caller's own."""
         self._close_joins()
-        new = [t for t in request if not self._task_run.knows(t.task_id) and t.task_id not in self._origins]
-        if new:
+        if new := self._unknown(tasks):
             self._create(new, by=self._source.node_id if self._source is not None else StartNode.id)
         self._task_run.tracker.settle()  # what a transform behind a join has changed belongs to no task
-        return super()._handle_execution_request(request)
+
+    def _unknown(self, tasks: Sequence[GraphTask]) -> list[GraphTask]:
+        return [t for t in tasks if not self._task_run.knows(t.task_id) and t.task_id not in self._origins]
 
     def _restore(self, resumed: Resumed) -> Sequence[GraphTask]:
         for join in resumed.joins:
@@ -249,9 +270,11 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
 
     async def _run_task(self, task: GraphTask) -> Any:
         task_run = self._task_run
+        task_run.due.discard(task.task_id)
         if task.task_id == self._idle:
             return []
-        await task_run.settle()
+        if task_run.is_new(task.task_id):
+            await task_run.settle()
         node = self.graph.nodes[task.node_id]
         if isinstance(node, Join):
             self._returned[task.task_id] = task.task_id
@@ -268,9 +291,18 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             task_run.stopped(flight, exc)
             raise
 
+    async def _run_tracked_task(self, t_: GraphTask) -> None:
+        try:
+            await super()._run_tracked_task(t_)
+        except (BrokenResourceError, ClosedResourceError):
+            if not cast(_Results, self.iter_stream_receiver).closed:
+                raise
+            # older hosts let this out if the run is left just when a task has ended
+
     async def _finish_task(self, task_id: TaskID) -> None:
         await super()._finish_task(task_id)
         task_run = self._task_run
+        task_run.due.discard(task_id)
         for child in self._sent.pop(task_id, ()):
             task_run.cancel(child)  # its result is lost
         if (item := self._returned.pop(task_id, None)) is not None:
@@ -419,7 +451,9 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         # a node of the graph may return the item itself
         join_id, key = self._join_of(source, node)
         join = cast('Join[Any, Any, Any, Any]', self.graph.nodes[join_id])
-        if _is_plain(join):
+        if join_id not in self._plain:
+            self._plain[join_id] = _is_plain(join)
+        if self._plain[join_id]:
             self._reduced.setdefault(key, []).append(item)
             return
         self._task_run.tracker.settle()  # what the reducer has changed belongs to no task
@@ -452,6 +486,7 @@ class _Results:
     def __init__(self, receiver: Any, receive: Callable[[Any], None]):
         self._receiver = receiver
         self._receive = receive
+        self.closed = False
 
     def __aiter__(self) -> _Results:
         return self
@@ -466,14 +501,16 @@ class _Results:
         return self
 
     async def __aexit__(self, *exc: Any) -> Any:
+        self.closed = True
         return await self._receiver.__aexit__(*exc)
 
     def close(self) -> None:
+        self.closed = True
         self._receiver.close()
 
 
 def _is_stream(value: Any) -> bool:
-    return isinstance(value, AsyncIterable | Iterator)
+    return hasattr(value, '__aiter__') or hasattr(value, '__next__')
 
 
 def _is_plain(join: Join[Any, Any, Any, Any]) -> bool:
@@ -486,8 +523,15 @@ def ended_run(
 ) -> GraphRun[Any, Any, Any]:
     """Return a run as it was when it ended."""
     run = _EndedGraphRun(graph, state=state, deps=deps, inputs=None, traceparent=None)
+    _close(run._iterator_instance)
     run.override_next(EndMarker(output))
     return run
+
+
+def _close(iterator: Any) -> None:
+    """Close the streams of a scheduler that is not used."""
+    iterator.iter_stream_sender.close()
+    iterator.iter_stream_receiver.close()
 
 
 class _EndedGraphRun(GraphRun[Any, Any, Any]):

@@ -11,8 +11,9 @@ from functools import cache
 from typing import Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 
-__all__ = ('asyncio_task', 'caller', 'finished', 'pause', 'redeliver', 'submit')
+__all__ = ('asyncio_task', 'caller', 'finished', 'give_way', 'pause', 'redeliver', 'submit')
 
 T = TypeVar('T')
 
@@ -101,6 +102,14 @@ def caller() -> Callable[[Callable[[], object]], object]:
     import trio  # the library that is running, so it is there
 
     return trio.lowlevel.current_trio_token().run_sync_soon
+
+
+async def give_way() -> None:
+    """Let other tasks have their turn, and a cancellation be raised."""
+    if asyncio_task() is None:
+        await anyio.lowlevel.checkpoint()
+    else:
+        await asyncio.sleep(0)  # what anyio does there, too, once it has found out where it is
 
 
 async def pause(seconds: float, *, stubborn: bool) -> BaseException | None:

@@ -21,17 +21,18 @@ from typing import Final, Protocol, TypeVar
 from .backend import LockBusy, Turn
 from .commit import Commit, Receipt
 from .errors import GraphkeepError, LockTimeoutError, StorageError
-from .sqlopen import open_file, ours, translated
+from .sqlopen import open_file, ours, sync_directory, translated
 
 __all__ = ('Database', 'Stage')
 
 T = TypeVar('T')
 
 _WAIT: Final = 0.0005, 0.02  # seconds between two tries for the lock: the first and the longest wait
+_ROUNDS: Final = 2  # times that the log is written back at once, the second time what was added meanwhile
 _LOOK: Final = 64  # commits between two looks at how long the log is
 # Bytes of the log from which on it is written back into the file. Where the disk is waited for, a short one
 # pays: what is written over is on the disk sooner than what makes the log longer.
-_LONG: Final = {False: 16 * 2**20, True: 2 * 2**20}
+_LONG: Final = {False: 8 * 2**20, True: 2 * 2**20}
 
 
 class Stage(Protocol):
@@ -41,7 +42,10 @@ class Stage(Protocol):
     """Whose it is."""
 
     def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
-        """Write what the commit makes of its run, or refuse it before anything is written."""
+        """Write what the commit makes of its run, or refuse it before anything is written.
+
+        In a transaction, which it begins if there is none and one statement is not enough.
+        """
         ...
 
     def accept(self) -> None:
@@ -103,7 +107,9 @@ class Database:
         self._made: list[tuple[Future[Receipt], Receipt]] = []  # and not yet on the disk
         self._lasting = threading.Event()
         self._lasting.set()
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix='graphkeep-sqlite')
+        self._backed = threading.Event()  # unless the log is being written back
+        self._backed.set()
+        self._threads = ThreadPoolExecutor(3, thread_name_prefix='graphkeep-sqlite')
         self._syncing = 0  # how many are about to wait for the disk besides those
         self._doubtful: OSError | None = None  # why what is in the log may not be on the disk
         self._commits = 0
@@ -122,8 +128,7 @@ class Database:
 
         Args:
             stage: The commit.
-            settles: Whether a commit is one of several statements, which has to wait for the disk where the
-                store is durable.
+            settles: Whether a commit has to wait for the disk where the store is durable.
 
         Returns:
             What it did; in the future, if it is made but has to wait for the disk.
@@ -150,10 +155,8 @@ class Database:
             commit = stage.turn.open()
             settling = settles(commit)
             try:
-                if settling:  # else it is one statement, and that a transaction by itself
-                    db.execute('BEGIN IMMEDIATE')
                 receipt = stage.run(db, commit)
-                if settling:
+                if db.in_transaction:  # else it was one statement, and that a transaction by itself
                     db.execute('COMMIT')
             except sqlite3.Error as exc:
                 raise ours(exc, self.path, 'write') from exc
@@ -200,12 +203,29 @@ class Database:
                     done.set_result(outcome)
 
     def _log_is_long(self) -> bool:
-        """Look now and then; what was found stays until the log was written back."""
+        """Whether the log is to begin anew; if it has grown long, have a thread write it back before that."""
         self._commits += 1
         if self._commits % _LOOK == 0:
             with suppress(OSError):
-                self._long = os.stat(f'{self.path}-wal').st_size > _LONG[self.durable]
+                size = os.stat(f'{self.path}-wal').st_size
+                if self._backed.is_set() and size > _LONG[self.durable]:
+                    self._backed.clear()
+                    self._start(self._write_back)
+                elif size > 2 * _LONG[self.durable]:
+                    self._long = True  # it grows faster than it is written back
         return self._long
+
+    def _write_back(self) -> None:
+        """Write the log back while others go on writing; what is left for when they wait is little."""
+        reader = self._reader()
+        try:
+            with reader.mutex, suppress(sqlite3.Error, LockBusy, GraphkeepError):
+                db = reader.connected(self.path)
+                for _ in range(_ROUNDS):
+                    db.execute('PRAGMA wal_checkpoint(PASSIVE)')
+        finally:
+            self._long = True
+            self._backed.set()
 
     # ------------------------------------------------------------------------------- what waits, together
 
@@ -361,8 +381,9 @@ class Database:
         """Close every connection, unless something is under way."""
         self._idle.wait()
         self._lasting.wait()
+        self._backed.wait()
         with self._mutex, translated(self.path, 'close'):
-            if self._syncing or not self._idle.is_set() or not self._lasting.is_set():
+            if self._syncing or not all(e.is_set() for e in (self._idle, self._lasting, self._backed)):
                 return False
             self.ready = False
             self._doubtful = None
@@ -385,6 +406,7 @@ class Database:
         try:
             db = self._connected()
             if self._log_is_long():
+                self._backed.wait()
                 self._long = False
                 # here, where it delays no event loop; nothing is lost if it cannot be done now
                 with suppress(sqlite3.Error):
@@ -401,7 +423,7 @@ class Database:
             if self.durable:
                 try:
                     self._log = os.open(f'{self.path}-wal', os.O_RDWR)
-                    _sync_directory(self.path.parent)  # the log is new with the first connection of all
+                    sync_directory(self.path.parent)  # the log is new with the first connection of all
                 except OSError as exc:
                     writer.close()
                     raise StorageError(str(self.path), 'open', exc) from exc
@@ -452,16 +474,6 @@ class _Reader:
             db, self._db = self._db, None
             if db is not None:
                 db.close()
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name == 'nt':
-        return  # there is no such thing there
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _roll_back(db: sqlite3.Connection) -> None:

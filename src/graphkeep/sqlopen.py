@@ -12,9 +12,9 @@ from typing import Final
 
 from .backend import LockBusy
 from .errors import CorruptSnapshotError, StorageError, UnusableStoreError
-from .sqlschema import APPLICATION_ID, MIGRATIONS
+from .sqlschema import APPLICATION_ID, MIGRATIONS, STEP_ENDS
 
-__all__ = ('open_file', 'ours', 'translated')
+__all__ = ('open_file', 'ours', 'sync_directory', 'translated')
 
 _OLDEST: Final = 3, 37  # the first that has STRICT tables
 _MODE: Final = 0o600
@@ -120,6 +120,9 @@ def _set_up(db: sqlite3.Connection, path: Path) -> None:
     (version,) = db.execute('PRAGMA user_version').fetchone()
     if version < len(MIGRATIONS):
         _migrate(db, path)
+    db.execute('PRAGMA temp_store = MEMORY')
+    for statement in STEP_ENDS:
+        db.execute(statement)
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
@@ -140,6 +143,17 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
             db.execute('ROLLBACK')
         raise
     db.execute('PRAGMA synchronous = NORMAL')
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until the directory, with what it has of new files, is on the disk."""
+    if os.name == 'nt':
+        return  # there is no such thing there
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 @contextmanager

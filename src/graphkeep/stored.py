@@ -11,8 +11,6 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
-import anyio.lowlevel
-
 from . import _host
 from ._host import RunEndT, StateT
 from .backend import LockBusy, RunBackend
@@ -23,7 +21,7 @@ from .commit import About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import OwnershipLostError
 from .guard import Guard
 from .names import check_tags
-from .offload import finished, redeliver, submit
+from .offload import finished, give_way, redeliver, submit
 from .persistence import StatePersistence
 from .snapshots import Snapshot
 
@@ -31,6 +29,8 @@ __all__ = ('LEASE', 'LOCK_TIMEOUT', 'StoredStatePersistence')
 
 T = TypeVar('T')
 
+_MANY: Final = 200
+# rows and changes of a commit: with more the event loop goes on while a thread writes
 _SLICE: Final = 0.0002
 # seconds after which a run lets other tasks have their turn, although nothing has to be waited for
 
@@ -147,10 +147,11 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         if commit.rows:
             commit.about = self._about
         if not commit.must_land and perf_counter() - self._resumed > _SLICE:
-            await anyio.lowlevel.checkpoint()
+            await give_way()
             self._resumed = perf_counter()
         turn, backend = Commitment(self._claims, commit), self._backend
-        if inline := backend.prompt:
+        many = backend.queues and len(commit.rows) + len(commit.changes) > _MANY
+        if inline := backend.prompt and not many:
             try:
                 outcome = backend.write(turn)
             except LockBusy:

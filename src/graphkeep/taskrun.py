@@ -114,6 +114,7 @@ class TaskRun:
         self.tracker = tracker
         self.finished = False
         self.ending: str | None = None  # the task that ends the run, if it is carried out
+        self.due: set[str] = set()  # tasks that are to begin at once
         self._snapshot_id = snapshot_id
         self._begun = perf_counter()
         self._state = state
@@ -167,6 +168,10 @@ class TaskRun:
     def knows(self, task_id: str) -> bool:
         """Whether a task is recorded, or to be, and has not ended."""
         return task_id in self._stored or task_id in self._pending.rows
+
+    def is_new(self, task_id: str) -> bool:
+        """Whether it is yet to be written that there is this task."""
+        return task_id in self._pending.rows
 
     def close(self, task_id: str) -> None:
         """Have it recorded that a task has ended which runs no code of its own."""
@@ -293,7 +298,7 @@ class TaskRun:
                 continue
             self._committing = True
             try:
-                if self.tracker.in_flight:
+                if self.tracker.in_flight or self.due:
                     await anyio.lowlevel.checkpoint()  # others may be about to end, too
                 if not self._may_commit():
                     return
@@ -319,7 +324,7 @@ class TaskRun:
         self._pending = _Batch()
         batch.over = True
         try:
-            image = self.tracker.image()
+            image = self.tracker.image_to_store()
             commit = Commit(batch.changes, self._rows(batch, image), must_land=True)
             receipt = await self.persistence._commit(commit)
         except GraphkeepError as exc:
@@ -338,15 +343,16 @@ class TaskRun:
         rows = list(batch.rows.values())
         if image == self.tracker.stored:
             return rows
-        text = self._state_text()
+        text = self._state_text(image)
         if rows:
             rows[0] = Row(rows[0].record, Body(text, rows[0].body.node))
             return rows
         return [Row(StepRecord('image', '', 'image', 'success'), Body(text, b'{"node_id":""}'))]
 
-    def _state_text(self) -> bytes:
+    def _state_text(self, image: object) -> bytes:
+        text = image if isinstance(image, bytes) else None
         try:
-            return self._codec.write_state(self._state, self._verify)
+            return self._codec.write_state(self._state, self._verify, text)
         except Refusal as refusal:
             raise UnfaithfulSnapshotError(
                 self.run_id, 'the graph', refusal.field, refusal.problem

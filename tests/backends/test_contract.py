@@ -194,7 +194,7 @@ class InSqlite(Examples, Durable, ManyProcesses, FailsOnDemand):
             raise sqlfaults.failing(sqlite3.SQLITE_FULL, 'database or disk is full')
 
         with pytest.MonkeyPatch.context() as patch:
-            for where in ('sqlrun._write_run', 'sqlite.insert', 'sqlite.delete', 'sqlite.trim'):
+            for where in ('sqlrun._run_values', 'sqlite.insert', 'sqlite.delete', 'sqlite.trim'):
                 patch.setattr(f'graphkeep.{where}', fail)
             yield
 

@@ -188,7 +188,6 @@ async def test_free_between_steps(shared: Shared):
     async with graph.iter(First(), state=State(), persistence=mine) as run:
         await run.next()
         assert shared.ownership.owner is None
-        assert hold_of(mine) is None
         result = await run_or_resume(graph, persistence=shared.open())
         assert result.output == 'done'
         with pytest.raises(SnapshotStatusError):
@@ -333,7 +332,7 @@ async def test_lease_must_be_positive(lease: float):
 
 
 async def test_heartbeat_renews(shared: Shared):
-    """Renewed in time, a lease never ends; the renewals stop with the step."""
+    """Renewed in time, a lease never ends; the renewals stop when one is due and nothing is in hand."""
     mine, snapshot_id = await started(shared)
     keeper = Keeper(clock=lambda: 0.0)
     async with mine.record_run(snapshot_id):
@@ -347,9 +346,29 @@ async def test_heartbeat_renews(shared: Shared):
             with pytest.raises(RunOwnedError):
                 await shared.open().recover()
     await mine.snapshot_node(State(), Second())
-    assert hold_of(mine) is None
     keeper.beat(hold)
+    assert hold_of(mine) is None
     assert shared.ownership.owner is None
+
+
+async def test_heartbeat_across_steps(shared: Shared):
+    """What was taken again when a renewal is due is renewed; so is what is taken after a pause."""
+    mine, snapshot_id = await started(shared)
+    keeper = Keeper(clock=lambda: 0.0)
+    holds: list[Hold | None] = []
+    for pause in (False, True, False):
+        async with mine.record_run(snapshot_id):
+            holds.append(hold := hold_of(mine))
+            assert hold is not None
+            shared.clock.forward(LEASE - 1)
+            keeper.beat(hold)
+            assert shared.ownership.expires == shared.clock.now + timedelta(seconds=LEASE)
+        await mine.snapshot_node(State(), Second())
+        snapshot_id = (await mine.load_history())[-1].id
+        if pause:
+            keeper.beat(hold)
+    assert holds[0] is holds[1]
+    assert holds[2] is not holds[1]
 
 
 async def test_heartbeat_for_real(tmp_path: Path):

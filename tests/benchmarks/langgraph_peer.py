@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from operator import add
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from time import perf_counter
+from typing import Annotated, Any, Literal, TypedDict
 
 # nothing here is to be reported to anybody
 os.environ.update(LANGSMITH_TRACING='false', LANGSMITH_TRACING_V2='false')
@@ -19,9 +21,9 @@ os.environ.update(LANGSMITH_TRACING='false', LANGSMITH_TRACING_V2='false')
 import aiosqlite
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph  # pyright: ignore[reportMissingTypeStubs]
-from langgraph.types import Command
+from langgraph.types import Command, Send
 
-__all__ = ('LinearState', 'linear_runner')
+__all__ = ('FanoutState', 'LinearState', 'fanned_out', 'linear_runner')
 
 
 class LinearState(TypedDict):
@@ -84,3 +86,56 @@ async def _entered(prepared: AbstractAsyncContextManager[Any]) -> Any:
 
 async def _left(prepared: AbstractAsyncContextManager[Any]) -> None:
     await prepared.__aexit__(None, None, None)
+
+
+class FanoutState(TypedDict):
+    """What a run that fans out has: how many tasks there are to be, and what they came to."""
+
+    count: int
+    results: Annotated[list[int], add]
+
+
+class FanoutTask(TypedDict):
+    """What one task gets."""
+
+    item: int
+
+
+def fanout_graph(saver: Any) -> Any:
+    """Compile the graph that sends each number below `count` to a task that doubles it."""
+
+    async def fan(state: FanoutState) -> list[Send]:
+        return [Send('double', {'item': item}) for item in range(state['count'])]
+
+    async def double(state: FanoutTask) -> dict[str, list[int]]:
+        return {'results': [state['item'] * 2]}
+
+    builder: Any = StateGraph(FanoutState)
+    builder.add_node('double', double, input_schema=FanoutTask)
+    builder.add_conditional_edges(START, fan, ['double'])
+    builder.add_edge('double', END)
+    return builder.compile(checkpointer=saver)
+
+
+def fanned_out(tasks: int) -> Callable[[Path | None], Awaitable[float]]:
+    """Return what runs the fan-out once, saved in a file or not at all, and tells how long it took (s)."""
+
+    async def run(saver: Any) -> float:
+        graph = fanout_graph(saver)
+        start: FanoutState = {'count': tasks, 'results': []}
+        options: dict[str, Any] = {'durability': 'sync'} if saver else {}
+        begun = perf_counter()
+        state = await graph.ainvoke(start, {'configurable': {'thread_id': 'run'}}, **options)
+        took = perf_counter() - begun
+        assert len(state['results']) == tasks
+        return took
+
+    async def timed(path: Path | None) -> float:
+        if path is None:
+            return await run(None)
+        async with aiosqlite.connect(path) as connection:
+            saver = AsyncSqliteSaver(connection)
+            await saver.setup()
+            return await run(saver)
+
+    return timed

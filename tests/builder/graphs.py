@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
-from .corpus import joins, linear, looping, maps, mixed, states, stopping, streaming
-from .corpus.cases import CASES, EXTRA, KINDS, Case, delays
+from .corpus import (
+    broadcasts,
+    decisions,
+    empty,
+    ends,
+    inside,
+    joins,
+    linear,
+    looping,
+    maps,
+    mixed,
+    states,
+    stopping,
+    streaming,
+    values,
+    waiting,
+)
+from .corpus.cases import CASES, EXTRA, KINDS, Case, delays, plain
 
-__all__ = ('CASES', 'EXTRA', 'KINDS', 'MODULES', 'Case', 'delays')
+__all__ = ('CASES', 'EXTRA', 'KINDS', 'MODULES', 'Case', 'delays', 'plain')
 
-MODULES = (linear, maps, joins, stopping, looping, mixed, streaming, states)
+MODULES = (
+    linear,
+    values,
+    waiting,
+    decisions,
+    broadcasts,
+    maps,
+    empty,
+    joins,
+    inside,
+    stopping,
+    ends,
+    looping,
+    mixed,
+    streaming,
+    states,
+)
 """Where the graphs are; importing them has registered them."""

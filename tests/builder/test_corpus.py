@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from inspect import getmembers
-from typing import Any
 
-import anyio
 import pytest
 
-from tests.builder.graphs import CASES, EXTRA, KINDS, MODULES, Case, delays
+from tests.builder.graphs import CASES, EXTRA, KINDS, MODULES, Case, plain
 from tests.counts import count
 
 HERE = [case for case in CASES.values() if case.runs_here]
 
 pytestmark = pytest.mark.both_backends
-
-
-async def plain(case: Case, seed: int) -> Any:
-    """Run the graph on the plain host and return the normalised result."""
-    state = case.state()
-    with delays(seed), anyio.fail_after(10):
-        output = await case.build().run(state=state, inputs=case.inputs(), deps=case.deps())
-    return case.normalise(output, state)
 
 
 @pytest.mark.anyio

@@ -1,8 +1,7 @@
-"""Broadcasts and maps: over iterables of many kinds, nested, and empty."""
+"""Maps over iterables of many kinds, also inside one another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydantic_graph import (
@@ -15,7 +14,6 @@ from pydantic_graph import (
     reduce_sum,
 )
 from pydantic_graph.graph_builder import Graph
-from pydantic_graph.id_types import ForkID, JoinID
 
 from .cases import Counts, case, in_any_order, pause
 
@@ -26,101 +24,6 @@ class Item:
 
     number: int
     marks: list[str]
-
-
-@case('broadcast', 'join', 'list', state=Counts, inputs=5, normalise=in_any_order)
-def broadcast_to_three() -> Graph[Counts, None, int, list[int]]:
-    g = GraphBuilder(state_type=Counts, input_type=int, output_type=list[int])
-
-    @g.step
-    async def once(ctx: StepContext[Counts, None, int]) -> int:
-        ctx.state.add('once')
-        await pause()
-        return ctx.inputs
-
-    @g.step
-    async def twice(ctx: StepContext[Counts, None, int]) -> int:
-        await pause()
-        ctx.state.add('twice')
-        await pause()
-        return 2 * ctx.inputs
-
-    @g.step
-    async def thrice(ctx: StepContext[Counts, None, int]) -> int:
-        await pause()
-        await pause()
-        ctx.state.add('thrice')
-        return 3 * ctx.inputs
-
-    all_of_them = g.join(reduce_list_append, initial_factory=list[int])
-    g.add(
-        g.edge_from(g.start_node).to(once, twice, thrice),
-        g.edge_from(once, twice, thrice).to(all_of_them),
-        g.edge_from(all_of_them).to(g.end_node),
-    )
-    return g.build()
-
-
-@case('broadcast', 'transform', 'label', 'changes before an await', state=Counts, inputs=5)
-def broadcast_of_paths() -> Graph[Counts, None, int, dict[str, int]]:
-    """The paths of a broadcast differ in more than where they lead; some lead to the same step."""
-    g = GraphBuilder(state_type=Counts, input_type=int, output_type=dict[str, int])
-
-    @g.step
-    async def ready(ctx: StepContext[Counts, None, int]) -> int:
-        await pause()
-        return ctx.inputs
-
-    @g.step
-    async def named(ctx: StepContext[Counts, None, tuple[str, int]]) -> dict[str, int]:
-        name, number = ctx.inputs
-        ctx.state.add(name)
-        await pause()
-        ctx.state.add('all', number)
-        return {name: number}
-
-    def low(ctx: StepContext[Counts, None, int]) -> tuple[str, int]:
-        return 'low', ctx.inputs - 1
-
-    def high(ctx: StepContext[Counts, None, int]) -> tuple[str, int]:
-        return 'high', ctx.inputs + 1
-
-    @g.step
-    async def straight(ctx: StepContext[Counts, None, int]) -> dict[str, int]:
-        await pause()
-        return {'straight': ctx.inputs}
-
-    together = g.join(reduce_dict_update, initial_factory=dict[str, int])
-    g.add(
-        g.edge_from(g.start_node).to(ready),
-        g.edge_from(ready).broadcast(
-            lambda b: [
-                b.label('low').transform(low).to(named),
-                b.transform(high).label('high').to(named),
-                b.to(straight),
-            ],
-            fork_id='three-ways',
-        ),
-        g.edge_from(named, straight).to(together),
-        g.edge_from(together).to(g.end_node),
-    )
-    return g.build()
-
-
-@case('broadcast', 'join', 'stateless', inputs='ab')
-def broadcast_straight_into_joins() -> Graph[None, None, str, int]:
-    """No step at all: only what the scheduler does by itself."""
-    g = GraphBuilder(input_type=str, output_type=int)
-
-    def length(ctx: StepContext[None, None, str]) -> int:
-        return len(ctx.inputs)
-
-    total = g.join(reduce_sum, initial=1)
-    g.add(
-        g.edge_from(g.start_node).transform(length).to(total, total),
-        g.edge_from(total).to(g.end_node),
-    )
-    return g.build()
 
 
 @case('map', 'join', 'list', state=Counts, inputs=[1, 2, 3, 4, 5], normalise=in_any_order)
@@ -312,40 +215,6 @@ def wide_map() -> Graph[Counts, None, int, int]:
     return g.build()
 
 
-@case('map', 'broadcast', 'several joins under one fork', state=Counts, inputs=[1, 2, 3])
-def broadcast_within_map() -> Graph[Counts, None, list[int], int]:
-    g = GraphBuilder(state_type=Counts, input_type=list[int], output_type=int)
-
-    @g.step
-    async def plus(ctx: StepContext[Counts, None, int]) -> int:
-        ctx.state.add('plus', ctx.inputs)
-        await pause()
-        return ctx.inputs
-
-    @g.step
-    async def minus(ctx: StepContext[Counts, None, int]) -> int:
-        await pause()
-        ctx.state.add('minus', ctx.inputs)
-        return -ctx.inputs
-
-    @g.step
-    async def both(ctx: StepContext[Counts, None, int]) -> int:
-        ctx.state.add('both')
-        await pause()
-        return ctx.inputs + 10
-
-    pair = g.join(reduce_sum, initial=0, node_id='pair', preferred_parent_fork='closest')
-    total = g.join(reduce_sum, initial=0, node_id='total')
-    g.add(
-        g.edge_from(g.start_node).map().to(plus, minus),
-        g.edge_from(plus, minus).to(pair),
-        g.edge_from(pair).to(both),
-        g.edge_from(both).to(total),
-        g.edge_from(total).to(g.end_node),
-    )
-    return g.build()
-
-
 @case('nested map', 'map', state=Counts, inputs=[[1, 2], [3], [4, 5, 6]], normalise=in_any_order)
 def nested_maps_into_one_join() -> Graph[Counts, None, list[list[int]], list[int]]:
     g = GraphBuilder(state_type=Counts, input_type=list[list[int]], output_type=list[int])
@@ -387,184 +256,6 @@ def maps_on_one_path() -> Graph[None, None, list[list[list[int]]], int]:
         g.edge_from(g.start_node).map().map().map().to(work),
         g.edge_from(work).to(total),
         g.edge_from(total).to(g.end_node),
-    )
-    return g.build()
-
-
-@case('empty map', 'map', state=Counts, inputs=[], normalise=in_any_order)
-def empty_map() -> Graph[Counts, None, list[int], list[int]]:
-    g = GraphBuilder(state_type=Counts, input_type=list[int], output_type=list[int])
-
-    @g.step
-    async def never(ctx: StepContext[Counts, None, int]) -> int:
-        ctx.state.add('never')
-        return ctx.inputs
-
-    @g.step
-    async def after(ctx: StepContext[Counts, None, list[int]]) -> list[int]:
-        ctx.state.add('after')
-        await pause()
-        return [*ctx.inputs, 7]
-
-    joined = g.join(reduce_list_append, initial_factory=list[int], node_id='joined')
-    g.add(
-        g.edge_from(g.start_node).map(downstream_join_id=JoinID('joined')).to(never),
-        g.edge_from(never).to(joined),
-        g.edge_from(joined).to(after),
-        g.edge_from(after).to(g.end_node),
-    )
-    return g.build()
-
-
-@case('empty map', 'changes after an await', state=Counts)
-def empty_map_after_a_step() -> Graph[Counts, None, None, int]:
-    g = GraphBuilder(state_type=Counts, output_type=int)
-
-    @g.step
-    async def none(ctx: StepContext[Counts, None, None]) -> list[int]:
-        await pause()
-        ctx.state.add('none')
-        return []
-
-    @g.step
-    async def never(ctx: StepContext[Counts, None, int]) -> int:
-        return ctx.inputs
-
-    total = g.join(reduce_sum, initial=5, node_id='total')
-    g.add(g.edge_from(g.start_node).to(none), g.edge_from(never).to(total), g.edge_from(total).to(g.end_node))
-    g.add_mapping_edge(none, never, downstream_join_id=JoinID('total'))
-    return g.build()
-
-
-@case(
-    'nested empty map',
-    'nested map',
-    'join inside join',
-    state=Counts,
-    inputs=[[1, 2], [], [3], []],
-    since=(2, 68),
-)
-def nested_maps_some_empty() -> Graph[Counts, None, list[list[int]], list[int]]:
-    """An item that is empty still has its sum, which is 0."""
-    return _nested_sums()
-
-
-@case('nested empty map', 'nested map', 'join inside join', state=Counts, inputs=[[], []], since=(2, 68))
-def nested_maps_all_empty() -> Graph[Counts, None, list[list[int]], list[int]]:
-    return _nested_sums()
-
-
-@case('nested empty map', 'empty map', state=Counts, inputs=[])
-def nested_maps_none_at_all() -> Graph[Counts, None, list[list[int]], list[int]]:
-    return _nested_sums()
-
-
-def _nested_sums() -> Graph[Counts, None, list[list[int]], list[int]]:
-    g = GraphBuilder(state_type=Counts, input_type=list[list[int]], output_type=list[int])
-
-    @g.step
-    async def outer(ctx: StepContext[Counts, None, list[int]]) -> list[int]:
-        await pause()
-        ctx.state.add('outer')
-        return ctx.inputs
-
-    @g.step
-    async def inner(ctx: StepContext[Counts, None, int]) -> int:
-        ctx.state.add('inner')
-        await pause()
-        return ctx.inputs
-
-    @g.step
-    async def ordered(ctx: StepContext[Counts, None, list[int]]) -> list[int]:
-        await pause()
-        return sorted(ctx.inputs)
-
-    # closest: of each inner map, once; and the outer one of all of them
-    subtotal = g.join(reduce_sum, initial=0, node_id='subtotal', preferred_parent_fork='closest')
-    subtotals = g.join(reduce_list_append, initial_factory=list[int], node_id='subtotals')
-    g.add(
-        g.edge_from(g.start_node).map(downstream_join_id=JoinID('subtotals')).to(outer),
-        g.edge_from(outer).map(downstream_join_id=JoinID('subtotal')).to(inner),
-        g.edge_from(inner).to(subtotal),
-        g.edge_from(subtotal).to(subtotals),
-        g.edge_from(subtotals).to(ordered),
-        g.edge_from(ordered).to(g.end_node),
-    )
-    return g.build()
-
-
-@case('one of several maps empty', 'empty map', 'broadcast', state=Counts, inputs=3)
-def one_of_two_maps_empty() -> Graph[Counts, None, int, list[int]]:
-    g = GraphBuilder(state_type=Counts, input_type=int, output_type=list[int])
-
-    @g.step
-    async def some(ctx: StepContext[Counts, None, int]) -> list[int]:
-        await pause()
-        return list(range(ctx.inputs))
-
-    @g.step
-    async def none(ctx: StepContext[Counts, None, int]) -> Iterable[int]:
-        ctx.state.add('none')
-        await pause()
-        return ()
-
-    @g.step
-    async def work(ctx: StepContext[Counts, None, int]) -> int:
-        ctx.state.add('work')
-        await pause()
-        return ctx.inputs
-
-    @g.step
-    async def ordered(ctx: StepContext[Counts, None, list[int]]) -> list[int]:
-        return sorted(ctx.inputs)
-
-    joined = g.join(reduce_list_append, initial_factory=list[int])
-    g.add(
-        g.edge_from(g.start_node).to(some, none),
-        g.edge_from(some).map(fork_id='map-some').to(work),
-        g.edge_from(none).map(fork_id='map-none').to(work),
-        g.edge_from(work).to(joined),
-        g.edge_from(joined).to(ordered),
-        g.edge_from(ordered).to(g.end_node),
-    )
-    return g.build()
-
-
-@case('one of several maps empty', 'empty map', 'broadcast', state=Counts, inputs=4, since=(2, 68))
-def empty_map_with_its_join_beside_a_full_one() -> Graph[Counts, None, int, list[int]]:
-    """The join that the empty map opens is the one that the items of the other map go to."""
-    g = GraphBuilder(state_type=Counts, input_type=int, output_type=list[int])
-
-    @g.step
-    async def some(ctx: StepContext[Counts, None, int]) -> list[int]:
-        ctx.state.add('some')
-        await pause()
-        return list(range(ctx.inputs))
-
-    @g.step
-    async def none(ctx: StepContext[Counts, None, int]) -> list[int]:
-        await pause()
-        return []
-
-    @g.step
-    async def work(ctx: StepContext[Counts, None, int]) -> int:
-        await pause()
-        ctx.state.add('work')
-        return ctx.inputs
-
-    @g.step
-    async def ordered(ctx: StepContext[Counts, None, list[int]]) -> list[int]:
-        ctx.state.add('ordered')
-        return sorted(ctx.inputs)
-
-    joined = g.join(reduce_list_append, initial_factory=list[int], node_id='joined')
-    g.add(
-        g.edge_from(g.start_node).to(some, none),
-        g.edge_from(some).map(fork_id=ForkID('a'), downstream_join_id=JoinID('joined')).to(work),
-        g.edge_from(none).map(fork_id=ForkID('b'), downstream_join_id=JoinID('joined')).to(work),
-        g.edge_from(work).to(joined),
-        g.edge_from(joined).to(ordered),
-        g.edge_from(ordered).to(g.end_node),
     )
     return g.build()
 
