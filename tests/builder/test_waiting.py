@@ -53,7 +53,7 @@ def beside_one_another(*, quick_first: bool, changes_early: bool) -> PersistentG
 @pytest.mark.parametrize('quick_first', [True, False])
 @pytest.mark.parametrize('changes_early', [True, False])
 async def test_a_step_waits_for_one_that_has_changed_the_state(quick_first: bool, changes_early: bool):
-    """What a quick step has come to is on record while a slow one goes on, unless that has changed the state."""
+    """What a quick step has come to is stored while a slow one goes on, unless that has changed the state."""
     store = MemoryStore()
     on_record: list[str] = []
 
