@@ -91,11 +91,14 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         return self._codec is None
 
     def set_graph_types(self, graph: Any) -> None:
-        """Learn the node, state and result types from a graph.
+        """Learn the node, state and result types from a graph, a `PersistentGraph` as well.
 
         Raises:
             UnsupportedTypeError: if pydantic cannot write or read one of them.
         """
+        if (prepare := getattr(graph, '_prepare', None)) is not None:
+            prepare(self)
+            return
         if (codec := self._codec) is not None:
             types = (tuple(graph.get_nodes()), *graph.inferred_types)
             if types != (codec.nodes, codec.state_type, codec.run_end_type):

@@ -238,6 +238,8 @@ class TaskRun:
         """A task begins."""
         flight = TaskFlight(self, task_id, node_id, self._stored.get(task_id, 0) + 1)
         self._flights[task_id] = flight
+        if self._pending or self._committing:
+            self.tracker.watch()  # or what others have done, and is not stored yet, would count as this one's
         self.tracker.enter(flight)
         return flight
 
