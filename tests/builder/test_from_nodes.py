@@ -79,7 +79,7 @@ async def test_a_file_of_1_x_goes_on_in_a_builder_graph(tmp_path: Path):
     file = tmp_path / 'run.json'
     done = {'start_ts': '2026-01-31T12:00:00Z', 'duration': 0.1, 'status': 'success'}
     due = {'start_ts': None, 'duration': None, 'status': 'created'}
-    nodes = [(12, [], done), (6, [12], due)]
+    nodes: list[tuple[int, list[int], dict[str, Any]]] = [(12, [], done), (6, [12], due)]
     file.write_text(
         json.dumps(
             [

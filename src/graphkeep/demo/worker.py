@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import anyio
 
@@ -47,7 +47,7 @@ class ShopWatcher:
 
     def look(self, event: Any) -> None:
         """Say which shop is saved now: a run that is iterated over shows a result once it is recorded."""
-        for task in event if isinstance(event, Sequence) else ():
+        for task in cast('Sequence[Any]', event) if isinstance(event, Sequence) else ():
             if task.node_id == COLLECT:
                 city = CITIES[task.fork_stack[-1].thread_index]
                 if city in self._begun:  # else it was saved by an earlier process
