@@ -183,6 +183,11 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
             await cast(_Iterator, self._iterator_instance).see(event)
         return cast(Any, event)
 
+    async def __aexit__(self, *exc: Any) -> Any:
+        # the host would wait for its tasks if it was cancelled while it waited for one of them
+        self._iterator_task_group.cancel_scope.cancel()
+        return await super().__aexit__(*exc)
+
     async def finish(self) -> None:
         """Record the end if the run has come to it."""
         if isinstance(self._next, EndMarker):

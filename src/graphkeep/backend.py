@@ -128,6 +128,15 @@ class RunBackend(ABC):
     def tail(self) -> Tail:
         """Return the end of the run, at a cost that does not depend on its length."""
 
+    @property
+    def tail_is_prompt(self) -> bool:
+        """Whether `tail` may be called on an event loop's own thread."""
+        return self.prompt
+
+    def tail_elsewhere(self) -> Callable[[], Tail]:
+        """Return what another thread is to call in the place of `tail`, for the thread that calls this."""
+        return self.tail
+
     @abstractmethod
     def rows(self) -> Sequence[Row]:
         """Return every row, oldest first."""

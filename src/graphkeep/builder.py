@@ -15,7 +15,7 @@ from typing_extensions import TypeVar
 
 from ._graph_types import hints_in
 from ._host import StateT
-from ._scheduler import EndMarker, Graph, GraphRun, NodeID, NodeStep, PersistentGraphRun, ended_run
+from ._scheduler import EndMarker, EndNode, Graph, GraphRun, NodeID, NodeStep, PersistentGraphRun, ended_run
 from ._spans import new_span, traceparent_of
 from .codec import Codec, Refusal
 from .commit import Commit, Row, StatusChange, StepRecord
@@ -457,11 +457,17 @@ def _names(frame: FrameType | None) -> dict[str, Any]:
 def _with_statuses(text: str, run: Sequence[StepRecord]) -> str:
     """Return the diagram with a note beside each node that has tasks."""
     counts: dict[str, Counter[str]] = {}
+    text = text.rstrip('\n')
     for record in run:
         if record.kind == 'task':
             counts.setdefault(record.node_id, Counter())[record.status] += 1
-    lines = [text.rstrip('\n')]
     for node_id, statuses in counts.items():
+        if node_id in (START_NODE, EndNode.id):
+            continue  # they are drawn as `[*]`, which has no note
         told = ', '.join(f'{count} {status}' for status, count in sorted(statuses.items()))
-        lines.append(f'  note right of {node_id}: {told}')
-    return '\n'.join(lines)
+        if (noted := text.find(f'\n  note right of {node_id}\n')) >= 0:  # a node has one note only
+            end = text.index('\n  end note', noted)
+            text = f'{text[:end]}\n    {told}{text[end:]}'
+        else:
+            text = f'{text}\n  note right of {node_id}: {told}'
+    return text

@@ -8,6 +8,8 @@ from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
+import anyio.lowlevel
+
 from . import _host
 from ._host import (
     BaseNode,
@@ -216,6 +218,7 @@ class StatePersistence(
 
     async def _claim(self, read: Callable[[Row, Tail], T]) -> tuple[Row, T] | tuple[None, None]:
         """Claim the oldest node not gone past; `read` it first, so that what cannot be read stays."""
+        refused: tuple[object, ...] = ()
         while True:
             tail = await self._tail()
             abandoned = self._abandoned(tail)
@@ -228,8 +231,15 @@ class StatePersistence(
             changes.append(StatusChange(row.record.id, CLAIM))
             try:
                 receipt = await self._commit(Commit(changes=changes))
-            except (SnapshotStatusError, UnknownSnapshotError):
-                continue  # somebody else was faster, or has deleted the run: look again
+            except (SnapshotStatusError, UnknownSnapshotError) as exc:
+                # somebody else was faster, or has deleted the run: look again
+                seen = [row.record for row in tail.rows], tail.ownership
+                if seen == refused:
+                    exc.add_note('The storage shows what it refuses: its tail and its commits disagree.')
+                    raise
+                refused = seen
+                await anyio.lowlevel.checkpoint()
+                continue
             except StorageError as exc:
                 if not undone(exc):
                     self._claimed |= {row.record.id}

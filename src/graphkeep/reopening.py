@@ -79,14 +79,19 @@ class Reader:
             state, first = snapshot.state, (record.node_id, snapshot.node)
         if parts.image is not None:
             state = self.codec.decode_state(parts.image.record, parts.image.body, place=place)
+        recoveries = self._recoveries(record, parts)
+        recovered = {change.snapshot_id for change in recoveries}
         return Opening(
             record.id,
             state,
             first,
-            [StatusChange(record.id, START, now), *self._recoveries(record, parts)],
+            [StatusChange(record.id, START, now), *recoveries],
             record.attempt + 1,
             self._resumed(parts, rows, place) if parts.newest is not None else None,
-            [task.record for task in parts.open],
+            [
+                part.record._replace(attempt=part.record.attempt + (part.record.id in recovered))
+                for part in parts.open
+            ],
         )
 
     def _recoveries(self, record: StepRecord, parts: Parts) -> list[StatusChange]:

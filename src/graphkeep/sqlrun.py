@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, cast
 
 from pydantic_core import to_json
@@ -85,7 +87,19 @@ class SqlRun(RunBackend):
 
     def tail(self) -> Tail:
         """Return the end of the run, at a cost that does not depend on its length."""
-        with self._database.reading() as db:
+        return self._tail(threading.current_thread())
+
+    @property
+    def tail_is_prompt(self) -> bool:
+        """Whether this thread has a connection to read with; to open one may take a while."""
+        return self._database.readers.ready(threading.current_thread())
+
+    def tail_elsewhere(self) -> Callable[[], Tail]:
+        """Return what reads the tail in another thread, and opens this thread's connection by it."""
+        return partial(self._tail, threading.current_thread())
+
+    def _tail(self, thread: threading.Thread) -> Tail:
+        with self._database.readers.reading(thread) as db:
             view = view_run(self.run_id, db)
             if view.run is None:
                 return Tail(())
@@ -99,7 +113,7 @@ class SqlRun(RunBackend):
 
     def rows(self) -> list[Row]:
         """Return every row, oldest first."""
-        with self._database.reading() as db:
+        with self._database.readers.reading() as db:
             return read_all(db, self.run_id)[0]
 
 
@@ -113,12 +127,13 @@ def _settles(commit: Commit) -> bool:
 class _Staged:
     """One commit of a run on its way into a transaction."""
 
-    __slots__ = ('_made', '_run', 'turn')
+    __slots__ = ('_made', '_run', '_seen', 'turn')
     turn: Any  # a Turn, but for what is committed without one
 
     def __init__(self, run: SqlRun, turn: Turn | None):
         self.turn = turn
         self._run = run
+        self._seen: SqlView | None = None
         self._made: tuple[SqlView, int, Applied, dict[int, StepRecord], int] | None = None
 
     def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
@@ -143,7 +158,7 @@ class _Staged:
                     if self._write(db, view, applied):
                         return applied.receipt
                 elif fresh:
-                    run._view = view
+                    self._seen = view
                     return applied.receipt
             view = None  # somebody else has written, or may have
 
@@ -153,10 +168,12 @@ class _Staged:
             view, run, applied, in_hand, updated = self._made
             view.advance(run, applied, in_hand, updated)
             self._run._view = view
+        elif self._seen is not None:
+            self._run._view = self._seen
 
     def reject(self) -> None:
         """Learn that this is not part of a transaction."""
-        self._made = None  # what is at hand of the run was not touched
+        self._made = self._seen = None  # what is at hand of the run was not touched
 
     def _write(self, db: sqlite3.Connection, view: SqlView, applied: Applied) -> bool:
         """Write it, unless somebody else has written since the run was looked at."""

@@ -167,7 +167,10 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         return _interrupted(receipt, interrupted)
 
     async def _tail(self) -> Tail:
-        return await self._read(self._backend.tail, inline=self._backend.prompt)
+        backend = self._backend
+        if backend.tail_is_prompt:
+            return await self._read(backend.tail, inline=True)
+        return await self._read(backend.tail_elsewhere(), inline=False)
 
     async def _rows(self) -> Sequence[Row]:
         # a database may have very many of them
@@ -194,19 +197,26 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         Raises:
             RunOwnedError: if there is one, and another living owner has the run.
         """
-        self._claims.keeping = True
-        record = None
+        claims, record = self._claims, None
+        kept, claims.keeping = claims.keeping, True
         try:
             record = await super().claim()
         finally:
             if record is None:
-                self._claims.keeping = False
+                claims.keeping = kept
+                if not claims.in_hand:
+                    await self._give_up()
         return record
 
     async def release(self) -> None:
         """Give back what `load_next` handed out and was never run, and a run that was claimed."""
         self._claims.keeping = False
         await super().release()
+        await self._give_up()
+
+    async def _give_up(self) -> None:
+        """Keep the run no more, if nothing of it is in hand."""
+        self._claims.keeping = False
         if self._claims.fence is not None and not self._claims.in_hand:
             with suppress(OwnershipLostError):  # then it is not this instance's to give back
                 await self._land(Commit(must_land=True))

@@ -34,6 +34,7 @@ from graphkeep import (
     RunOwnedError,
     SnapshotStatusError,
     StoredStatePersistence,
+    heartbeat,
     iter_or_resume,
     run_or_resume,
 )
@@ -351,15 +352,17 @@ async def test_heartbeat_renews(shared: Shared):
     assert shared.ownership.owner is None
 
 
-async def test_heartbeat_across_steps(shared: Shared):
+async def test_heartbeat_across_steps(shared: Shared, monkeypatch: pytest.MonkeyPatch):
     """What was taken again when a renewal is due is renewed; so is what is taken after a pause."""
+    keeper = Keeper(clock=lambda: 0.0)  # whose own thread finds nothing due
+    monkeypatch.setattr(heartbeat, 'keeper', keeper)
     mine, snapshot_id = await started(shared)
-    keeper = Keeper(clock=lambda: 0.0)
-    holds: list[Hold | None] = []
+    holds: list[Hold] = []
     for pause in (False, True, False):
         async with mine.record_run(snapshot_id):
-            holds.append(hold := hold_of(mine))
+            hold = hold_of(mine)
             assert hold is not None
+            holds.append(hold)
             shared.clock.forward(LEASE - 1)
             keeper.beat(hold)
             assert shared.ownership.expires == shared.clock.now + timedelta(seconds=LEASE)
@@ -369,6 +372,7 @@ async def test_heartbeat_across_steps(shared: Shared):
             keeper.beat(hold)
     assert holds[0] is holds[1]
     assert holds[2] is not holds[1]
+    keeper.drop(holds[2])
 
 
 async def test_heartbeat_for_real(tmp_path: Path):
