@@ -30,7 +30,7 @@ __all__ = ('TaskFlight', 'TaskRun')
 class TaskFlight(Flight):
     """A task that has begun and not ended."""
 
-    __slots__ = ('_attempt', '_begun', '_run_id', 'at_rest', 'node_id', 'started', 'task_id')
+    __slots__ = ('_attempt', '_begun', '_run', 'at_rest', 'node_id', 'started', 'task_id')
 
     def __init__(self, run: TaskRun, task_id: str, node_id: str, attempt: int):
         super().__init__()
@@ -41,7 +41,7 @@ class TaskFlight(Flight):
         """Whether none of its code runs or waits now: it streams, and an item of it is being dealt with."""
         self._begun = perf_counter()
         self._attempt = attempt
-        self._run_id = run.run_id
+        self._run = run
 
     @property
     def duration(self) -> float:
@@ -50,17 +50,19 @@ class TaskFlight(Flight):
 
     def step(self) -> Step:
         """Return what the step's code may know of this."""
-        return _TaskStep(self._run_id, self.task_id, 0, self._attempt)
+        return _TaskStep(self._run.run_id, self.task_id, 0, self._attempt, self._run.snapshot_id)
 
 
+@dataclass(frozen=True, slots=True)
 class _TaskStep(Step):
     """The run of one task. Its place in the run is not known while its creation waits; its id is its own."""
 
-    __slots__ = ()
+    of: str = field(repr=False)
+    """The snapshot that stands for the run: another run that is stored under this id has another one."""
 
     @property
     def idempotency_key(self) -> str:
-        return str(uuid5(_KEYS, f'{self.run_id}\0{self.snapshot_id}'))
+        return str(uuid5(_KEYS, f'{self.run_id}\0{self.of}\0{self.snapshot_id}'))
 
 
 _KEYS: Final = UUID('0b0d5a0e-3f0e-4c55-a7f5-6a3b1b2d9c10')
@@ -115,7 +117,7 @@ class TaskRun:
         self.finished = False
         self.ending: str | None = None  # the task that ends the run, if it is carried out
         self.due: set[str] = set()  # tasks that are to begin at once
-        self._snapshot_id = snapshot_id
+        self.snapshot_id = snapshot_id
         self._begun = perf_counter()
         self._state = state
         self._codec = codec
@@ -396,7 +398,7 @@ class TaskRun:
             how = SUCCEED if task_id == self.ending else CANCEL
             self._end(task_id, how, flight and flight.started, flight and flight.duration)
         end = EndSnapshot(state=self._state, result=End(output), ts=self.now())
-        done = StatusChange(self._snapshot_id, SUCCEED, None, perf_counter() - self._begun)
+        done = StatusChange(self.snapshot_id, SUCCEED, None, perf_counter() - self._begun)
         rows = [*batch.rows.values(), self.persistence._row(end)]
         receipt = await self.persistence._commit(Commit([*batch.changes, done], rows, must_land=True))
         if receipt.interrupted is not None:
@@ -427,9 +429,9 @@ class TaskRun:
                 self._end(task_id, FAIL, flight.started, flight.duration, failed)
         duration = perf_counter() - self._begun
         if failed is not None:
-            last = StatusChange(self._snapshot_id, FAIL, None, duration, failed)
+            last = StatusChange(self.snapshot_id, FAIL, None, duration, failed)
         else:
-            last = StatusChange(self._snapshot_id, RELEASE, None, duration, reason=reason)
+            last = StatusChange(self.snapshot_id, RELEASE, None, duration, reason=reason)
         try:
             await self.persistence._commit(Commit([*self._pending.changes, last], must_land=True))
         except OwnershipLostError:

@@ -134,7 +134,7 @@ def checks(evidence: Evidence) -> list[Check]:
             evidence.second_code == 0
             and now.ended
             and len(now.steps) == len(CITIES) + 2
-            and now.saved == {*now.steps}
+            and now.saved == set(now.steps)
             and sorted(now.counted) == sorted(CITIES),
             'Every step is finished, each shop is in the books once, and the run has ended',
         ),

@@ -47,8 +47,7 @@ class ShopWatcher:
 
     def look(self, event: Any) -> None:
         """Say which shop is saved now: a run that is iterated over shows a result once it is recorded."""
-        tasks: Sequence[Any] = cast('Sequence[Any]', event) if isinstance(event, Sequence) else ()
-        for task in tasks:
+        for task in cast('Sequence[Any]', event) if isinstance(event, Sequence) else ():
             if task.node_id == COLLECT:
                 city = CITIES[task.fork_stack[-1].thread_index]
                 if city in self._begun:  # else it was saved by an earlier process
