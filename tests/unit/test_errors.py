@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 from pydantic_graph import BaseNode, End, GraphRunContext
@@ -25,6 +29,7 @@ from graphkeep import (
     iter_or_resume,
     run_or_resume,
 )
+from graphkeep._host import HOST_VERSION
 from graphkeep.backend import LockBusy
 from graphkeep.errors import GraphkeepError, GraphNodeRunningError, SnapshotStatusError
 
@@ -156,6 +161,15 @@ async def _locked(path: Path) -> None:
 
     persistence._backend.tail = refuse
     await run_or_resume(graph, Flip(), persistence=persistence)
+
+
+async def _host_without_builder(_: Path) -> None:
+    spec = find_spec('graphkeep._scheduler')
+    assert spec is not None
+    assert spec.loader is not None
+    empty = ModuleType('pydantic_graph.graph_builder')
+    with patch.dict(sys.modules, {empty.__name__: empty}):
+        spec.loader.exec_module(module_from_spec(spec))
 
 
 async def _no_step(_: Path) -> None:
@@ -327,6 +341,13 @@ CASES = [
         (TimeoutError,),
         {'place': _is_the_file, 'waited': _is_(0)},
         ('r1.json', 'locked by somebody else', 'try again'),
+    ),
+    Case(
+        'UnsupportedHostError',
+        _host_without_builder,
+        (ImportError,),
+        {'version': _is_(HOST_VERSION), 'needed': lambda needed: 'graph builder' in needed},
+        ('PersistentGraph needs', 'is installed', 'install another one'),
     ),
     Case('NoCurrentStepError', _no_step, (LookupError,), {}, ('current_step()', 'within a node')),
 ]
