@@ -215,6 +215,10 @@ def _is_in_utc(found: Any) -> bool:
     return found.utcoffset() == timedelta(0)
 
 
+def _tells_of(part: str) -> Callable[[Any], bool]:
+    return lambda found: part in found
+
+
 def _is_(value: object) -> Callable[[Any], bool]:
     return lambda found: found == value
 
@@ -346,7 +350,7 @@ CASES = [
         'UnsupportedHostError',
         _host_without_builder,
         (ImportError,),
-        {'version': _is_(HOST_VERSION), 'needed': lambda needed: 'graph builder' in needed},
+        {'version': _is_(HOST_VERSION), 'needed': _tells_of('graph builder')},
         ('PersistentGraph needs', 'is installed', 'install another one'),
     ),
     Case('NoCurrentStepError', _no_step, (LookupError,), {}, ('current_step()', 'within a node')),

@@ -183,7 +183,8 @@ async def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch, caplog: pyte
         patch.setattr(threading.Thread, 'start', refuse)
         assert await persistence.load_next()
     assert [record.status for record in await persistence.load_history()] == ['pending']
-    (logged,) = (record for record in caplog.records if record.name == 'graphkeep')
+    # other keepers of this process may have something to say, too
+    (logged,) = (record for record in caplog.records if "can't start" in str(record.exc_info))
     assert (logged.name, logged.levelname) == ('graphkeep', 'ERROR')
     assert "can't start new thread" in caplog.text
     assert cast('Any', keeper)._thread is None

@@ -9,12 +9,12 @@ import pytest
 
 from graphkeep import SnapshotStatus, SnapshotStatusError, StepRecord, status
 from graphkeep.commit import StatusChange
-from graphkeep.status import RECOVER, RELEASE, RETRY, START, TRANSITIONS, TaskStatus, Transition
+from graphkeep.status import CANCEL, RECOVER, RELEASE, RETRY, START, TRANSITIONS, TaskStatus, Transition
 
-STATUSES: tuple[SnapshotStatus, ...] = get_args(SnapshotStatus)
+STATUSES: tuple[TaskStatus, ...] = (*get_args(SnapshotStatus), 'cancelled')
 
 
-def leading_to(target: SnapshotStatus) -> set[TaskStatus]:
+def leading_to(target: TaskStatus) -> set[TaskStatus]:
     """Return the statuses from which `target` is reached in one change."""
     return {
         source for transition in TRANSITIONS if transition.target == target for source in transition.sources
@@ -33,9 +33,15 @@ def test_success_is_final():
 
 
 def test_only_retry_leaves_error():
-    """Only who asks for a retry sets a failed node back."""
-    assert [transition for transition in TRANSITIONS if 'error' in transition.sources] == [RETRY]
+    """Only who asks for a retry sets a failed node back; or a builder graph goes on without it."""
+    assert [transition for transition in TRANSITIONS if 'error' in transition.sources] == [RETRY, CANCEL]
     assert RETRY.sources == {'error'}
+
+
+def test_cancelled_is_final():
+    """What a builder graph went on without is never run: nothing leads out of `cancelled`."""
+    assert not [transition for transition in TRANSITIONS if 'cancelled' in transition.sources]
+    assert leading_to('cancelled') == CANCEL.sources == {'created', 'running', 'error'}
 
 
 def test_a_running_node_is_not_started_again():
@@ -56,13 +62,13 @@ def test_what_is_in_hand_can_be_given_back():
 
 
 def test_every_status_is_reached():
-    """Each status but the first is the target of a change."""
+    """Each status is the target of a change."""
     assert {transition.target for transition in TRANSITIONS} == set(STATUSES)
 
 
 @pytest.mark.parametrize('found', STATUSES)
 @pytest.mark.parametrize('transition', TRANSITIONS, ids=lambda t: t.name)
-def test_record_follows_the_table(transition: Transition, found: SnapshotStatus):
+def test_record_follows_the_table(transition: Transition, found: TaskStatus):
     """A record changes as the table has it; any other change is refused with what was found."""
     record = StepRecord(id='A:1', node_id='A', status=found)
     change = StatusChange('A:1', transition, datetime.now(UTC))
