@@ -127,7 +127,7 @@ def path_of(row: Row) -> tuple[tuple[str, int], ...]:
 def _members(row: Row, place: str) -> dict[str, Any]:
     try:
         return dict(from_json(row.body.node))
-    except ValueError as exc:
+    except (TypeError, ValueError) as exc:
         raise _corrupt(row, place, exc) from exc
 
 

@@ -24,6 +24,7 @@ import pathlib
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final, cast, get_origin
 
 from pydantic_core import to_json
@@ -204,8 +205,8 @@ _MADE: Final[dict[str, Callable[[Any], Any]]] = {
     'set': set,
     'frozenset': frozenset,
     'deque': lambda items: deque(items[1:], items[0]),
-    'bytes': base64.b64decode,
-    'bytearray': lambda text: bytearray(base64.b64decode(text)),
+    'bytes': partial(base64.b64decode, validate=True),
+    'bytearray': lambda text: bytearray(base64.b64decode(text, validate=True)),
     'complex': complex,
     'range': lambda text: range(*map(int, text.split())),
     'Fraction': fractions.Fraction,
