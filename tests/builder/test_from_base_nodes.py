@@ -245,3 +245,17 @@ async def test_history_of_the_way_over(tmp_path: Path):
     ]
     assert [r.node_id for r in history if r.kind == 'task' and r.node_id in ('Second', 'Third')] == ['Third']
     assert history[-1].kind == 'end'
+
+
+async def test_no_way_back():
+    """A run that has gone on in a builder graph is not taken up by the graph of nodes, and stays as it is."""
+    store = MemoryStore()
+    await old.initialize(First(), store.run('r'), state=Trail())
+    async with new().iter_from_persistence(store.run('r')) as run:
+        await run.next()
+    before = await store.history('r')
+    assert any(record.kind == 'task' for record in before)
+    with pytest.raises(CorruptSnapshotError, match='go on with its PersistentGraph'):
+        await run_or_resume(old, persistence=store.run('r'))
+    assert await store.history('r') == before
+    assert await run_or_resume(new(), persistence=store.run('r')) == 'done'
