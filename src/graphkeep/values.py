@@ -21,6 +21,7 @@ import fractions
 import ipaddress
 import math
 import pathlib
+import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -40,6 +41,7 @@ _TYPE: Final = '$'
 _IS: Final = 'is'
 _AROUND: Final = 10  # levels that there may be around a value where it is stored
 _SURE: Final = 150  # levels that JSON can be read with in any case; pydantic stops at about 200
+_LONG: Final = re.compile(rb'\d{4300}')  # more digits than Python makes a number of
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
 
 
@@ -74,10 +76,13 @@ class ValueCodec:
         """
         try:
             text = self._write(value, root, verify)
-            if text.count(b'[') + text.count(b'{') > _SURE:
-                from_json(b'%b%b%b' % (b'[' * _AROUND, text, b']' * _AROUND))
-        except (RecursionError, ValueError):
+        except RecursionError:
             raise Refusal(root, 'holds itself, or is nested too deeply: store data that is a tree') from None
+        if text.count(b'[') + text.count(b'{') > _SURE or _LONG.search(text):
+            try:
+                from_json(b'%b%b%b' % (b'[' * _AROUND, text, b']' * _AROUND))
+            except ValueError as exc:  # nested too deeply, or a number of too many digits
+                raise Refusal(root, f'could not be read again ({exc}): store something simpler') from None
         return text
 
     # --------------------------------------------------------------------------------------------- writing

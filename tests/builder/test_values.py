@@ -261,6 +261,13 @@ def test_nested_deeply():
         assert codec.read(from_json(b'[[[[[%b]]]]]' % text)[0][0][0][0][0]) == value
 
 
+def test_very_long_number():
+    """A number of more digits than can be read is refused, too."""
+    assert written([10**4000]) == [10**4000]
+    with pytest.raises(Refusal, match='could not be read again'):
+        codec.write([10**4400], root='value', verify=True)
+
+
 def test_unwritable_type():
     """A class that the graph names, and pydantic cannot write, is refused at the place where a value is."""
     with pytest.raises(Refusal, match='Opaque'):
