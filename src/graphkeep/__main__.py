@@ -6,11 +6,13 @@ import argparse
 import platform
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 from . import _host
+from .errors import UnsupportedHostError
 
 __all__ = ('main',)
 
@@ -22,11 +24,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     # the demo is not needed to tell a version, nor to print the help
     from .demo.crew import run_crew_demo
-    from .demo.story import run_demo
 
-    if options.workers is None:
+    if options.workers is None and _has_builder():
+        from .demo.story import run_demo
+
         return run_demo(options.directory)
-    return run_crew_demo(options.workers, options.directory)
+    return run_crew_demo(options.workers or 1, options.directory)
+
+
+def _has_builder() -> bool:
+    """Whether the installed pydantic-graph has builder graphs; an old one has none."""
+    try:
+        import_module('graphkeep.builder')
+    except UnsupportedHostError:
+        return False
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action='version', version=_version())
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
     text = (
-        'Run a graph in a process of its own, kill that in the middle of a step, and go on in another one. '
+        'Run 20 slow steps at once in a process of its own, kill that half way, and go on in another one. '
         'With --workers, several processes share several runs, and one of them is killed.'
     )
     demo = commands.add_parser('demo', help='show a run that survives kill -9', description=text)

@@ -128,6 +128,15 @@ class RunBackend(ABC):
     def tail(self) -> Tail:
         """Return the end of the run, at a cost that does not depend on its length."""
 
+    @property
+    def tail_is_prompt(self) -> bool:
+        """Whether `tail` may be called on an event loop's own thread."""
+        return self.prompt
+
+    def tail_elsewhere(self) -> Callable[[], Tail]:
+        """Return what another thread is to call in the place of `tail`, for the thread that calls this."""
+        return self.tail
+
     @abstractmethod
     def rows(self) -> Sequence[Row]:
         """Return every row, oldest first."""
@@ -197,9 +206,8 @@ def apply(view: RunView, commit: Commit, now: datetime) -> Applied:
     last, begins = view.last, None
     exists = commit.unless_exists is not None and view.find(commit.unless_exists) is not None
     if commit.rows and not exists and not (commit.unless_any and last):
-        appended = [
-            Row(row.record.numbered(last + n), row.body) for n, row in enumerate(commit.rows, start=1)
-        ]
+        for n, row in enumerate(commit.rows, start=last + 1):
+            appended.append(Row(row.record.numbered(n), row.body))
         begins = None if last else commit.about._replace(created=now)
     receipt = Receipt(ownership.fence, seq, attempt, last + len(appended))
     return Applied(changed, appended, ownership, receipt, begins)

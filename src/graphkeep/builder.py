@@ -277,7 +277,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         await persistence._flush()
         if persistence._offered is None:
             await persistence.release()
-            row, _ = await persistence._claim(lambda row: None)
+            row, _ = await persistence._claim(lambda row, tail: None)
         else:
             offered, persistence._offered = persistence._offered, None
             row = next((r for r in (await persistence._tail()).open if r.record.id == offered), None)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Final, NamedTuple, TypeVar
+from functools import wraps
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
+
+import anyio
+import anyio.lowlevel
 
 from .backend import LockBusy
 from .errors import LockTimeoutError
-from .offload import finished, pause, redeliver
+from .offload import asyncio_task, finished, pause, redeliver
 
-__all__ = ('Calling', 'call')
+__all__ = ('Calling', 'call', 'whole')
 
+P = ParamSpec('P')
 S = TypeVar('S')
 T = TypeVar('T')
 
@@ -61,3 +67,38 @@ async def call(
         interrupted = await pause(wait, stubborn=how.stubborn) or interrupted
         waited += wait
         wait = min(wait * 1.5, _POLL[1])
+
+
+def whole(verb: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Have a verb that was called carried out, whatever is cancelled meanwhile.
+
+    The cancellation is raised when that is done. So who is cancelled knows that it was made; if it could not
+    be, its error is raised, and the cancellation comes at the next await.
+    """
+
+    @wraps(verb)
+    async def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        if asyncio_task() is not None:
+            return await _whole_in_asyncio(verb(*args, **kwargs))
+        return await _whole_in_trio(verb(*args, **kwargs))
+
+    return called
+
+
+async def _whole_in_trio(verb: Coroutine[Any, Any, T]) -> T:
+    values: list[T] = []
+    with anyio.CancelScope(shield=True):
+        values.append(await verb)
+    await anyio.lowlevel.checkpoint_if_cancelled()
+    return values[0]
+
+
+async def _whole_in_asyncio(verb: Coroutine[Any, Any, T]) -> T:
+    task, done = asyncio.create_task(verb), Future[None]()
+    task.add_done_callback(lambda _: done.set_result(None))
+    interrupted = await finished(done)
+    if interrupted is not None:
+        if task.cancelled() or task.exception() is None:
+            raise interrupted
+        redeliver(interrupted)
+    return task.result()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 from weakref import WeakMethod
 
 import anyio
@@ -43,7 +43,7 @@ class Claims:
         self.in_hand: set[str] = set()
         self.fence: int | None = None
         self.keeping = False  # the run, also between two of its steps
-        self._pid = os.getpid()
+        self._process = _processes[0]
         self._hold: heartbeat.Hold | None = None
         self._renewing: Future[Receipt] | None = None
         self._guards: set[Guard] = set()
@@ -63,21 +63,44 @@ class Claims:
         self.in_hand, self.fence = in_hand, fence
         if self._hold is None:
             self._hold = heartbeat.Hold(self.lease / 3, *self._beat)
-            heartbeat.keeper.hold(self._hold)
+        elif heartbeat.keeper.beats:
+            return
+        heartbeat.keeper.hold(self._hold)
 
-    def forget(self) -> None:
-        """Have nothing in hand any more."""
+    def rest(self) -> None:
+        """Have nothing in hand any more. The heartbeat finds that out when it is due: a next step is near."""
         self.in_hand = set()
         self.fence = None
         self.keeping = False
+
+    def forget(self) -> None:
+        """Have nothing in hand any more, and no heartbeat."""
+        self.rest()
+        self.hush()
+
+    def hush(self) -> None:
+        """Have no heartbeat any more; to be called with the mutex."""
         if self._hold is not None:
             heartbeat.keeper.drop(self._hold)
             self._hold = None
+
+    def _rests(self) -> bool:
+        """Whether nothing is in hand, in the heartbeat's thread; there is no heartbeat any more then."""
+        if not self.mutex.acquire(blocking=False):
+            return False  # a write is under way
+        try:
+            if self.fence is None:
+                self.hush()
+            return self.fence is None
+        finally:
+            self.mutex.release()
 
     def _renew(self) -> bool:
         """Renew the lease, in the heartbeat's thread; return whether there still is something to keep."""
         if self._renewing is not None and not self._renewing.done():
             return True  # it waits for its turn
+        if self._rests():  # asked first, for the storage may be closed by now
+            return False
         turn = _Renewal(self)
         try:
             self.backend.write(turn)
@@ -97,8 +120,8 @@ class Claims:
 
     def here(self) -> None:
         """Be somebody else in a process that was forked: what the parent has in hand is not the child's."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
+        if self._process != _processes[0]:
+            self._process = _processes[0]
             self.owner = new_owner(self)
             self._hold = self._renewing = None
             self.forget()
@@ -139,18 +162,17 @@ class Commitment(_Write):
     def __init__(self, claims: Claims, commit: Commit):
         self._claims = claims
         self._commit = commit
-        self._in_hand = claims.in_hand
-        self._gives_up = False
 
     def open(self) -> Commit:
         """Add who makes it, or refuse what this instance does not have in hand."""
         claims = self._claims
         claims.here()
-        in_hand, recovers = claims.in_hand.copy(), False
+        in_hand, begun, recovers = claims.in_hand.copy(), set[str](), False
         for change in self._commit.changes:
             snapshot_id, transition = change.snapshot_id, change.transition
             if transition in _BEGINS:
                 in_hand.add(snapshot_id)
+                begun.add(snapshot_id)
             elif transition in _ENDS:
                 if snapshot_id not in in_hand:
                     raise OwnershipLostError(claims.backend.run_id, None)
@@ -162,7 +184,7 @@ class Commitment(_Write):
                 in_hand.discard(snapshot_id)
                 recovers = True
         # what begins and ends in one commit is part of what is in hand already
-        take = claims.owner if recovers or not in_hand <= claims.in_hand else None
+        take = claims.owner if recovers or begun & in_hand else None
         self._in_hand = in_hand
         has = claims.fence is not None or take is not None
         self._gives_up = has and not in_hand and not (claims.keeping and self._goes_on())
@@ -178,7 +200,7 @@ class Commitment(_Write):
     def settle(self, receipt: Receipt) -> None:
         """Know what is in hand now."""
         if self._gives_up or not (self._in_hand or self._claims.keeping):
-            self._claims.forget()
+            self._claims.rest()
         else:
             self._claims.keep(self._in_hand, receipt.fence)
 
@@ -195,6 +217,7 @@ class _Renewal(_Write):
         claims = self._claims
         claims.here()
         if claims.fence is None:
+            claims.hush()
             raise _NothingInHandError
         return Commit(writer=Writer(claims.fence, claims.owner, claims.lease, holder=claims.owner.id))
 
@@ -228,9 +251,8 @@ class _TaskGuard(_NodeGuard):
     """
 
     def __init__(self, claims: Claims, task: asyncio.Task[Any]):
-        super().__init__(claims)
+        self._claims = claims
         self._task = task
-        self._loop = task.get_loop()
         self._inside = self._cancelled = False
 
     def __enter__(self) -> None:
@@ -251,7 +273,7 @@ class _TaskGuard(_NodeGuard):
         """Cancel the node."""
         self.lost = exc
         with suppress(RuntimeError):  # the event loop has ended, and the node with it
-            self._loop.call_soon_threadsafe(self._cancel)
+            self._task.get_loop().call_soon_threadsafe(self._cancel)
 
     def _cancel(self) -> None:
         if self._inside:
@@ -283,6 +305,17 @@ class _ScopeGuard(_NodeGuard):
         self.lost = exc
         with suppress(RuntimeError):  # the event loop has ended, and the node with it
             self._call(self._scope.cancel)
+
+
+_processes: Final = [os.getpid()]  # the one that this is
+
+
+def _after_fork() -> None:
+    _processes[0] = os.getpid()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def node_guard(claims: Claims) -> Guard:

@@ -188,8 +188,8 @@ class Codec(Generic[StateT, RunEndT]):
         """Return the state as JSON, unchecked; errors are those of pydantic and of the state's own code."""
         return self._state.dump(state)
 
-    def write_state(self, state: StateT, verify: bool) -> bytes:
-        """Return the state as JSON.
+    def write_state(self, state: StateT, verify: bool, dumped: bytes | None = None) -> bytes:
+        """Return the state as JSON; `dumped` is what `dump_state` returns, if that is known.
 
         Raises:
             Refusal: if it would not be loaded as it was given.
@@ -201,7 +201,7 @@ class Codec(Generic[StateT, RunEndT]):
                 f'is of type {name}, but the state type of the graph is None: '
                 f'pass `state_type={name}` to the graph, or declare its nodes as `BaseNode[{name}, ...]`',
             )
-        return self._state.write('state', state, verify)
+        return self._state.write('state', state, verify, dumped)
 
     def _write_node(self, node: BaseNode[StateT, Any, RunEndT], verify: bool) -> bytes:
         cls = type(node)
@@ -260,19 +260,19 @@ class Shape:
                 adapter.rebuild(raise_errors=True)
         except Exception as exc:  # whatever the hooks of a type may raise while its schema is made
             raise UnsupportedTypeError(role, type_, _unsupported(type_, exc)) from exc
-        # as the host calls it: what the serializer below makes of aliases by default varies with its version
-        self._dump_json = adapter.dump_json
+        # what the serializer makes of aliases by default varies with its version, so as the adapter calls it
+        self._dump_json = partial(adapter.serializer.to_json, by_alias=None, warnings=False)
         # an alias is for the outside: pydantic writes a field by its name unless told otherwise
         self._validate_json = partial(adapter.validator.validate_json, by_name=True, by_alias=True)
 
     def dump(self, value: Any) -> bytes:
         """Return the value as JSON, unchecked."""
-        return self._dump_json([value], warnings=False)[1:-1]
+        return self._dump_json([value])[1:-1]
 
-    def write(self, root: str, value: Any, verify: bool) -> bytes:
+    def write(self, root: str, value: Any, verify: bool, dumped: bytes | None = None) -> bytes:
         """Return the value as JSON; `root` is what it is called in a refusal."""
         try:
-            text = self.dump(value)
+            text = self.dump(value) if dumped is None else dumped
         except Exception as exc:
             part = self._culprit(value)
             raise Refusal(root + part.path, _unwritable(part.value, exc)) from exc
@@ -303,7 +303,7 @@ class Shape:
         them, so its files and ours are the same where they can be.
         """
         try:
-            dumped = self._dump_json([value], round_trip=True, by_alias=False, warnings=False)
+            dumped = self._dump_json([value], round_trip=True, by_alias=False)
             text = self._finish(root, dumped[1:-1])
             self._verify(root, value, text)
         except Exception:  # the first refusal stands
@@ -348,7 +348,7 @@ class Shape:
         for key in reversed(keys):
             include = {key: include}
         try:
-            self._dump_json([value], include={0: include}, warnings=False)
+            self._dump_json([value], include={0: include})
         except Exception:
             return True
         return False

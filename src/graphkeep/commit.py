@@ -149,7 +149,18 @@ class StepRecord(NamedTuple):
 
     def numbered(self, seq: int) -> StepRecord:
         """Return the record with its place in the run."""
-        return self._replace(seq=seq)
+        return StepRecord(
+            self.id,
+            self.node_id,
+            self.kind,
+            self.status,
+            seq,
+            self.start_ts,
+            self.duration,
+            self.attempt,
+            self.attempts,
+            self.owner,
+        )
 
     def changed(self, run_id: str, change: StatusChange, owner: str | None = None) -> StepRecord:
         """Return the record after `change`.

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._host import GraphNodeStatusError, GraphRuntimeError
 from .status import SnapshotStatus, TaskStatus, Transition
@@ -60,6 +60,8 @@ __all__ = (
     'UnsupportedTypeError',
     'UnusableStoreError',
 )
+
+E = TypeVar('E', bound=BaseException)
 
 
 class GraphkeepError(Exception):
@@ -361,3 +363,13 @@ class UnsupportedHostError(GraphkeepError, ImportError):
 
 def _either(statuses: Iterable[TaskStatus]) -> str:
     return ' or '.join(repr(s) for s in sorted(statuses))
+
+
+def another(exc: E) -> E:
+    """Return such an error for somebody else to raise: each has a traceback and a context of its own."""
+    copied = type(exc).__new__(type(exc), *exc.args)
+    if isinstance(copied, OSError):
+        OSError.__init__(copied, *exc.args)
+    vars(copied).update(vars(exc))
+    copied.__cause__ = exc.__cause__
+    return copied

@@ -46,6 +46,11 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self._wakes = 0.0
 
+    @property
+    def beats(self) -> bool:
+        """Whether there is a thread, which there is while there is something to renew, if one can be had."""
+        return self._thread is not None
+
     def hold(self, hold: Hold) -> None:
         """Renew this one from now on, until it is dropped or lost."""
         hold.due = self._clock() + hold.interval

@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
 from typing import Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 
-__all__ = ('asyncio_task', 'caller', 'finished', 'pause', 'redeliver', 'submit')
+__all__ = ('Threads', 'asyncio_task', 'caller', 'finished', 'give_way', 'pause', 'redeliver', 'submit')
 
 T = TypeVar('T')
 
 
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix='graphkeep')
+class Threads:
+    """Threads of somebody's own, so that what waits there keeps nobody else waiting."""
+
+    def __init__(self, name: str = 'graphkeep'):
+        self._name = name
+        self._pool: ThreadPoolExecutor | None = None
+        self._mutex = threading.Lock()
+        _all.add(self)
+
+    def submit(self, func: Callable[[], T]) -> Future[T]:
+        """Run `func` in one of them."""
+        with self._mutex:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(thread_name_prefix=self._name)
+            return self._pool.submit(func)
+
+    def forked(self) -> None:
+        """Begin anew: the parent's threads do not exist in the child."""
+        self._mutex = threading.Lock()
+        self._pool = None
+
+
+_all: weakref.WeakSet[Threads] = weakref.WeakSet()
+_shared = Threads()
 
 
 def asyncio_task() -> asyncio.Task[Any] | None:
@@ -31,8 +54,8 @@ def asyncio_task() -> asyncio.Task[Any] | None:
 
 
 def submit(func: Callable[[], T]) -> Future[T]:
-    """Run `func` in a thread of this process's pool."""
-    return _threads().submit(func)
+    """Run `func`, which waits for nobody, in a thread that all of this process share."""
+    return _shared.submit(func)
 
 
 async def finished(work: Future[Any]) -> BaseException | None:
@@ -103,6 +126,14 @@ def caller() -> Callable[[Callable[[], object]], object]:
     return trio.lowlevel.current_trio_token().run_sync_soon
 
 
+async def give_way() -> None:
+    """Let other tasks have their turn, and a cancellation be raised."""
+    if asyncio_task() is None:
+        await anyio.lowlevel.checkpoint()
+    else:
+        await asyncio.sleep(0)  # what anyio does there, too, once it has found out where it is
+
+
 async def pause(seconds: float, *, stubborn: bool) -> BaseException | None:
     """Sleep; a stubborn sleeper returns a cancellation instead of raising it."""
     if not stubborn:
@@ -116,5 +147,10 @@ async def pause(seconds: float, *, stubborn: bool) -> BaseException | None:
     return None
 
 
+def _after_fork() -> None:
+    for threads in tuple(_all):
+        threads.forked()
+
+
 if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # the parent's threads do not exist in the child
+    os.register_at_fork(after_in_child=_after_fork)

@@ -8,6 +8,8 @@ from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
+import anyio.lowlevel
+
 from . import _host
 from ._host import (
     BaseNode,
@@ -18,6 +20,7 @@ from ._host import (
 )
 from .commit import Commit, Parts, Receipt, Row, StatusChange, StepError, StepRecord, Tail
 from .errors import (
+    CorruptSnapshotError,
     GraphkeepError,
     LockTimeoutError,
     OwnershipLostError,
@@ -186,7 +189,7 @@ class StatePersistence(
             row = next((row for row in tail.open if row.record.id == offered), None)
             if row is not None:
                 try:
-                    return self._thaw_node(row)
+                    return self._thaw_node(row, tail)
                 except Exception:
                     await self.release()
                     raise
@@ -207,14 +210,15 @@ class StatePersistence(
             RunOwnedError: if there is one, and another living owner has the run.
         """
         await self._flush()
-        row, _ = await self._claim(lambda row: None)
+        row, _ = await self._claim(lambda row, tail: None)
         if row is None:
             return None
         self._offered = row.record.id
         return row.record
 
-    async def _claim(self, read: Callable[[Row], T]) -> tuple[Row, T] | tuple[None, None]:
+    async def _claim(self, read: Callable[[Row, Tail], T]) -> tuple[Row, T] | tuple[None, None]:
         """Claim the oldest node not gone past; `read` it first, so that what cannot be read stays."""
+        refused: tuple[object, ...] = ()
         while True:
             tail = await self._tail()
             abandoned = self._abandoned(tail)
@@ -222,13 +226,20 @@ class StatePersistence(
             row = next((row for row in reversed(tail.rows) if row.record.status in claimable), None)
             if row is None:
                 return None, None
-            found = read(row)
+            found = read(row, tail)
             changes = [self._recovery(row) for row in abandoned]
             changes.append(StatusChange(row.record.id, CLAIM))
             try:
                 receipt = await self._commit(Commit(changes=changes))
-            except (SnapshotStatusError, UnknownSnapshotError):
-                continue  # somebody else was faster, or has deleted the run: look again
+            except (SnapshotStatusError, UnknownSnapshotError) as exc:
+                # somebody else was faster, or has deleted the run: look again
+                seen = [row.record for row in tail.rows], tail.ownership
+                if seen == refused:
+                    exc.add_note('The storage shows what it refuses: its tail and its commits disagree.')
+                    raise
+                refused = seen
+                await anyio.lowlevel.checkpoint()
+                continue
             except StorageError as exc:
                 if not undone(exc):
                     self._claimed |= {row.record.id}
@@ -241,7 +252,14 @@ class StatePersistence(
                 raise receipt.interrupted
             return row, found
 
-    def _thaw_node(self, row: Row) -> NodeSnapshot[StateT, RunEndT]:
+    def _thaw_node(self, row: Row, tail: Tail) -> NodeSnapshot[StateT, RunEndT]:
+        if tail.has_parts:
+            raise CorruptSnapshotError(
+                f'run {self.run_id!r}',
+                'is where a builder graph went on, which has run more than this node: go on with its '
+                'PersistentGraph',
+                snapshot_id=row.record.id,
+            )
         return cast('NodeSnapshot[StateT, RunEndT]', self._thaw(row))
 
     async def load_all(self) -> list[Snapshot[StateT, RunEndT]]:

@@ -18,6 +18,7 @@ from filelock import lock_descriptor, unlock_descriptor
 from .backend import Applied, LockBusy, LoggedRun, RunLog, apply
 from .codec import Body
 from .commit import UNOWNED, About, Commit, Ownership, Receipt, Row, StepRecord, Tail
+from .directories import make_directory, sync_directory
 from .errors import CorruptSnapshotError, StorageError
 from .inhand import AT, LENGTH, InHand, read_entry
 from .jsonrun import parse_body, parse_run, render
@@ -263,7 +264,7 @@ class RunFile(LoggedRun):
         self._end_entry(lock)
         if self._durable:
             try:
-                _sync_directory(os.path.dirname(self._path))
+                sync_directory(os.path.dirname(self._path))
             except OSError as exc:
                 raise StorageError(str(self._given), 'make durable', exc, receipt=applied.receipt) from exc
 
@@ -306,7 +307,7 @@ class RunFile(LoggedRun):
         self._load(b'[\n' + text + b'\n]\n')
         self._version = version
         if self._durable:
-            _sync_directory(os.path.dirname(self._path))
+            sync_directory(os.path.dirname(self._path))
 
     def _take_over(
         self, applied: Applied, first: int, keep: int, changed: bytes, elements: Sequence[bytes]
@@ -468,7 +469,7 @@ class RunFile(LoggedRun):
         try:
             fd = os.open(name, flags, _MODE)
         except FileNotFoundError:
-            _make_directory(os.path.dirname(self._path), durable=self._durable)
+            make_directory(Path(os.path.dirname(self._path)), durable=self._durable)
             fd = os.open(name, flags, _MODE)
         try:
             if not lock_descriptor(fd, blocking=False):
@@ -520,22 +521,3 @@ def _stat(path: str) -> os.stat_result:
         return os.stat(path)
     except FileNotFoundError:
         raise LockBusy from None
-
-
-def _make_directory(directory: str, *, durable: bool) -> None:
-    path = Path(directory)
-    missing = [p for p in (path, *path.parents) if not p.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    if durable:
-        for made in missing:
-            _sync_directory(str(made.parent))
-
-
-def _sync_directory(path: str) -> None:
-    if os.name == 'nt':
-        return  # there is no such thing there; a rename is as durable as the file system makes it
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

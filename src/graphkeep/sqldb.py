@@ -20,14 +20,17 @@ from typing import Final, Protocol, TypeVar
 
 from .backend import LockBusy, Turn
 from .commit import Commit, Receipt
-from .errors import GraphkeepError, LockTimeoutError, StorageError
+from .directories import sync_directory
+from .errors import GraphkeepError, LockTimeoutError, StorageError, another
 from .sqlopen import open_file, ours, translated
+from .sqlreaders import Readers, roll_back
 
 __all__ = ('Database', 'Stage')
 
 T = TypeVar('T')
 
 _WAIT: Final = 0.0005, 0.02  # seconds between two tries for the lock: the first and the longest wait
+_ROUNDS: Final = 2  # times that the log is written back at once, the second time what was added meanwhile
 _LOOK: Final = 64  # commits between two looks at how long the log is
 # Bytes of the log from which on it is written back into the file. Where the disk is waited for, a short one
 # pays: what is written over is on the disk sooner than what makes the log longer.
@@ -41,7 +44,10 @@ class Stage(Protocol):
     """Whose it is."""
 
     def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
-        """Write what the commit makes of its run, or refuse it before anything is written."""
+        """Write what the commit makes of its run, or refuse it before anything is written.
+
+        In a transaction, which it begins if there is none and one statement is not enough.
+        """
         ...
 
     def accept(self) -> None:
@@ -56,8 +62,9 @@ class Stage(Protocol):
 class _Ticket:
     """A commit that waits for its transaction."""
 
-    def __init__(self, stage: Stage):
+    def __init__(self, stage: Stage, until: float):
         self.stage = stage
+        self.until = until  # when to give up, where its turn cannot be entered
         self.done: Future[Receipt] = Future()
 
     def run(self, db: sqlite3.Connection) -> Receipt | GraphkeepError:
@@ -95,7 +102,7 @@ class Database:
         self.ready = False
         self._mutex = threading.Lock()  # who may use the connection that writes
         self._writer: sqlite3.Connection | None = None
-        self._readers: dict[int, _Reader] = {}
+        self.readers = Readers(self.path, durable=self.durable)
         self._queue: deque[_Ticket] = deque()
         self._queue_mutex = threading.Lock()
         self._idle = threading.Event()
@@ -103,7 +110,9 @@ class Database:
         self._made: list[tuple[Future[Receipt], Receipt]] = []  # and not yet on the disk
         self._lasting = threading.Event()
         self._lasting.set()
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix='graphkeep-sqlite')
+        self._backed = threading.Event()  # unless the log is being written back
+        self._backed.set()
+        self._threads = ThreadPoolExecutor(3, thread_name_prefix='graphkeep-sqlite')
         self._syncing = 0  # how many are about to wait for the disk besides those
         self._doubtful: OSError | None = None  # why what is in the log may not be on the disk
         self._commits = 0
@@ -112,7 +121,7 @@ class Database:
 
     def forked(self) -> None:
         """Leave the connections, which are the parent's, and begin anew."""
-        _parents.extend([self._writer, *self._readers.values()])
+        _parents.extend([self._writer, *self.readers.connections()])
         self._begin_anew()
 
     # ------------------------------------------------------------------------------------------ one commit
@@ -122,8 +131,7 @@ class Database:
 
         Args:
             stage: The commit.
-            settles: Whether a commit is one of several statements, which has to wait for the disk where the
-                store is durable.
+            settles: Whether a commit has to wait for the disk where the store is durable.
 
         Returns:
             What it did; in the future, if it is made but has to wait for the disk.
@@ -150,15 +158,13 @@ class Database:
             commit = stage.turn.open()
             settling = settles(commit)
             try:
-                if settling:  # else it is one statement, and that a transaction by itself
-                    db.execute('BEGIN IMMEDIATE')
                 receipt = stage.run(db, commit)
-                if settling:
+                if db.in_transaction:  # else it was one statement, and that a transaction by itself
                     db.execute('COMMIT')
             except sqlite3.Error as exc:
                 raise ours(exc, self.path, 'write') from exc
         except BaseException as exc:
-            _roll_back(db)
+            roll_back(db)
             stage.reject()
             if isinstance(exc, Exception) and not isinstance(exc, LockBusy):
                 stage.turn.fail(exc)
@@ -200,18 +206,34 @@ class Database:
                     done.set_result(outcome)
 
     def _log_is_long(self) -> bool:
-        """Look now and then; what was found stays until the log was written back."""
+        """Whether the log is to begin anew; if it has grown long, have a thread write it back before that."""
         self._commits += 1
         if self._commits % _LOOK == 0:
             with suppress(OSError):
-                self._long = os.stat(f'{self.path}-wal').st_size > _LONG[self.durable]
+                size = os.stat(f'{self.path}-wal').st_size
+                if self._backed.is_set() and size > _LONG[self.durable]:
+                    self._backed.clear()
+                    self._start(self._write_back)
+                elif size > 2 * _LONG[self.durable]:
+                    self._long = True  # it grows faster than it is written back
         return self._long
+
+    def _write_back(self) -> None:
+        """Write the log back while others go on writing; what is left for when they wait is little."""
+        try:
+            reader = self.readers.connected(threading.current_thread())
+            with suppress(sqlite3.Error, LockBusy, GraphkeepError), reader as db:
+                for _ in range(_ROUNDS):
+                    db.execute('PRAGMA wal_checkpoint(PASSIVE)')
+        finally:
+            self._long = True
+            self._backed.set()
 
     # ------------------------------------------------------------------------------- what waits, together
 
     def queue(self, stage: Stage) -> Future[Receipt]:
         """Have one commit made by a thread, together with others that wait."""
-        ticket = _Ticket(stage)
+        ticket = _Ticket(stage, self._until())
         with self._queue_mutex:
             self._queue.append(ticket)
             if not self._idle.is_set():
@@ -233,13 +255,14 @@ class Database:
             except BaseException as exc:  # whatever it is, nobody may wait for ever
                 for ticket in batch:
                     if not ticket.done.done():
-                        ticket.done.set_exception(exc)
+                        ticket.done.set_exception(another(exc))
 
     def _write_together(self, batch: Sequence[_Ticket]) -> None:
         entered: list[_Ticket] = []
+        until = self._until()
         try:
-            with self._writing() as db:
-                self._begin(db)
+            with self._writing(until) as db:
+                self._begin(db, until)
                 try:
                     entered += [ticket for ticket in batch if ticket.stage.turn.enter(wait=False)]
                     outcomes = self._commit(db, entered)
@@ -247,13 +270,24 @@ class Database:
                     for ticket in entered:
                         ticket.stage.turn.leave()
         except GraphkeepError as exc:  # not even begun
-            entered, outcomes = list(batch), [exc] * len(batch)
+            entered, outcomes = list(batch), [another(exc) for _ in batch]
         else:
             outcomes = self._synced(outcomes)
         for ticket, outcome in zip(entered, outcomes, strict=True):
             ticket.resolve(outcome)
-        with self._queue_mutex:  # a second one of the same holder, for whom the first had to be settled
-            self._queue.extendleft(ticket for ticket in reversed(batch) if ticket not in entered)
+        self._put_back([ticket for ticket in batch if ticket not in entered], at_once=bool(entered))
+
+    def _put_back(self, tickets: Sequence[_Ticket], *, at_once: bool) -> None:
+        """Have those tried again whose turn it was not, such as the second one of the same holder."""
+        now = time.monotonic()
+        for ticket in tickets:
+            if ticket.until <= now:
+                ticket.resolve(LockTimeoutError(str(self.path), self.busy_timeout))
+        waiting = [ticket for ticket in tickets if not ticket.done.done()]
+        if waiting and not at_once:
+            time.sleep(_WAIT[1])  # somebody else is at it, who is not waited for with the lock in hand
+        with self._queue_mutex:
+            self._queue.extendleft(reversed(waiting))
 
     def _commit(self, db: sqlite3.Connection, tickets: Sequence[_Ticket]) -> list[Receipt | Exception]:
         """Make these commits in the transaction that has begun; if it fails, each in one of its own."""
@@ -262,7 +296,7 @@ class Database:
                 outcomes: list[Receipt | Exception] = [ticket.run(db) for ticket in tickets]
                 db.execute('COMMIT')
         except Exception as exc:
-            _roll_back(db)
+            roll_back(db)
             for ticket in tickets:
                 ticket.stage.reject()
             if len(tickets) > 1:
@@ -278,7 +312,7 @@ class Database:
 
     def _commit_alone(self, db: sqlite3.Connection, ticket: _Ticket) -> list[Receipt | Exception]:
         try:
-            self._begin(db)
+            self._begin(db, self._until())
         except GraphkeepError as exc:
             return [exc]
         return self._commit(db, [ticket])
@@ -291,13 +325,14 @@ class Database:
         Raises:
             LockTimeoutError: if somebody else held the lock for too long.
         """
-        with self._writing() as db, translated(self.path, 'write'):
-            self._begin(db)
+        until = self._until()
+        with self._writing(until) as db, translated(self.path, 'write'):
+            self._begin(db, until)
             try:
                 value = func(db)
                 db.execute('COMMIT')
             except BaseException:
-                _roll_back(db)
+                roll_back(db)
                 raise
             with self._queue_mutex:
                 self._syncing += 1
@@ -333,24 +368,12 @@ class Database:
             return
         if self._doubtful is not None:
             # the system says once that something is not on the disk, and then no more
-            raise self._doubtful
+            raise another(self._doubtful)
         try:
             getattr(os, 'fdatasync', os.fsync)(self._log)
         except OSError as exc:
             self._doubtful = exc
             raise
-
-    @contextmanager
-    def reading(self) -> Generator[sqlite3.Connection]:
-        """Give a connection that reads the store as it is at one moment."""
-        reader = self._reader()
-        with reader.mutex, translated(self.path, 'read'):
-            db = reader.connected(self.path)
-            db.execute('BEGIN')
-            try:
-                yield db
-            finally:
-                _roll_back(db)
 
     def close(self) -> None:
         """Make what waits, and close every connection. What is asked for later opens the file again."""
@@ -361,14 +384,13 @@ class Database:
         """Close every connection, unless something is under way."""
         self._idle.wait()
         self._lasting.wait()
+        self._backed.wait()
         with self._mutex, translated(self.path, 'close'):
-            if self._syncing or not self._idle.is_set() or not self._lasting.is_set():
+            if self._syncing or not all(e.is_set() for e in (self._idle, self._lasting, self._backed)):
                 return False
             self.ready = False
             self._doubtful = None
-            for reader in list(self._readers.values()):
-                reader.close()
-            self._readers.clear()
+            self.readers.close()
             writer, self._writer = self._writer, None
             if writer is not None:
                 writer.close()
@@ -378,13 +400,14 @@ class Database:
         return True
 
     @contextmanager
-    def _writing(self) -> Generator[sqlite3.Connection]:
+    def _writing(self, until: float) -> Generator[sqlite3.Connection]:
         """Give the connection that writes, alone, with a log that is not long."""
-        if not self._mutex.acquire(timeout=self.busy_timeout or 0):
+        if not self._mutex.acquire(timeout=min(self.busy_timeout, threading.TIMEOUT_MAX)):
             raise LockTimeoutError(str(self.path), self.busy_timeout)
         try:
-            db = self._connected()
+            db = self._connected(until)
             if self._log_is_long():
+                self._backed.wait()
                 self._long = False
                 # here, where it delays no event loop; nothing is lost if it cannot be done now
                 with suppress(sqlite3.Error):
@@ -393,27 +416,31 @@ class Database:
         finally:
             self._mutex.release()
 
-    def _connected(self) -> sqlite3.Connection:
+    def _connected(self, until: float) -> sqlite3.Connection:
         if self._writer is None:
-            writer = self._patiently(lambda: open_file(self.path))
+            writer = self._patiently(lambda: open_file(self.path, durable=self.durable), until)
             # what the log is cut to when it begins anew; so its length tells whether it is long
             writer.execute(f'PRAGMA journal_size_limit = {_LONG[self.durable]}')
             if self.durable:
                 try:
                     self._log = os.open(f'{self.path}-wal', os.O_RDWR)
-                    _sync_directory(self.path.parent)  # the log is new with the first connection of all
+                    sync_directory(self.path.parent)  # the log is new with the first connection of all
                 except OSError as exc:
                     writer.close()
                     raise StorageError(str(self.path), 'open', exc) from exc
             self._writer, self.ready = writer, True
         return self._writer
 
-    def _begin(self, db: sqlite3.Connection) -> None:
-        self._patiently(lambda: db.execute('BEGIN IMMEDIATE'))
+    def _until(self) -> float:
+        """Return until when to wait for all there is to wait for, from now on."""
+        return time.monotonic() + self.busy_timeout
 
-    def _patiently(self, func: Callable[[], T]) -> T:
+    def _begin(self, db: sqlite3.Connection, until: float) -> None:
+        self._patiently(lambda: db.execute('BEGIN IMMEDIATE'), until)
+
+    def _patiently(self, func: Callable[[], T], until: float) -> T:
         """Call it again while somebody else holds the lock, for as long as we were told to wait."""
-        until, wait = time.monotonic() + self.busy_timeout, _WAIT[0]
+        wait = _WAIT[0]
         while True:
             try:
                 with translated(self.path, 'write'):
@@ -423,51 +450,6 @@ class Database:
                     raise LockTimeoutError(str(self.path), self.busy_timeout) from None
             time.sleep(wait)
             wait = min(wait * 1.5, _WAIT[1])
-
-    def _reader(self) -> _Reader:
-        ident = threading.get_ident()
-        if (reader := self._readers.get(ident)) is None:
-            living = {thread.ident for thread in threading.enumerate()}
-            for gone in [i for i in list(self._readers) if i not in living]:
-                if (reader := self._readers.pop(gone, None)) is not None:  # another thread may be faster
-                    reader.close()
-            reader = self._readers.setdefault(ident, _Reader())
-        return reader
-
-
-class _Reader:
-    """A connection of one thread, for reading."""
-
-    def __init__(self) -> None:
-        self.mutex = threading.Lock()
-        self._db: sqlite3.Connection | None = None
-
-    def connected(self, path: Path) -> sqlite3.Connection:
-        if self._db is None:
-            self._db = open_file(path)
-        return self._db
-
-    def close(self) -> None:
-        with self.mutex:
-            db, self._db = self._db, None
-            if db is not None:
-                db.close()
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name == 'nt':
-        return  # there is no such thing there
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _roll_back(db: sqlite3.Connection) -> None:
-    if db.in_transaction:
-        with suppress(sqlite3.Error):
-            db.execute('ROLLBACK')
 
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()

@@ -6,14 +6,16 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from .commit import About, Ownership, Row
+from .errors import LockTimeoutError, StorageError
 from .jsonrun import load_attempts, load_owner
-from .offload import finished, submit
+from .offload import finished
 from .runinfo import RunInfo, RunQuery, is_resumable
 from .snapshots import now_utc
 from .sqldb import Database
@@ -93,7 +95,7 @@ class SqliteStore(Store):
 
         Idempotent. What is asked for later opens the file again.
         """
-        work = submit(self._database.close)
+        work = self._threads.submit(self._database.close)
         interrupted = await finished(work)
         work.result()
         if interrupted is not None:
@@ -109,7 +111,7 @@ class SqliteStore(Store):
         )
 
     def _rows(self, run_id: str) -> tuple[list[Row], About]:
-        with self._database.reading() as db:
+        with self._database.readers.reading() as db:
             return read_all(db, run_id)
 
     def _insert(self, run_id: str, rows: Sequence[Row], about: About) -> bool:
@@ -117,7 +119,8 @@ class SqliteStore(Store):
 
     def _delete(self, run_id: str, ended_before: datetime | None = None) -> bool:
         there = self._database.write(lambda db: delete(db, run_id, self.clock(), ended_before))
-        self._sweep()
+        with suppress(LockTimeoutError, StorageError):  # it is deleted; what is left is swept the next time
+            self._sweep()
         return there
 
     def _sweep(self) -> None:
@@ -132,7 +135,7 @@ class SqliteStore(Store):
         return trimmed
 
     def _list(self, query: RunQuery) -> list[RunInfo]:
-        with self._database.reading() as db:
+        with self._database.readers.reading() as db:
             infos = self._found(db, query)
             if query.resumable:
                 infos = (info for info in infos if info.resumable)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from .backend import LockBusy
+from .directories import make_directory
 from .errors import CorruptSnapshotError, StorageError, UnusableStoreError
-from .sqlschema import APPLICATION_ID, MIGRATIONS
+from .sqlschema import APPLICATION_ID, MIGRATIONS, STEP_ENDS
 
 __all__ = ('open_file', 'ours', 'translated')
 
@@ -31,8 +32,12 @@ _ERRNO: Final = {
 }
 
 
-def open_file(path: Path) -> sqlite3.Connection:
+def open_file(path: Path, *, durable: bool = False) -> sqlite3.Connection:
     """Open a store, made first if there is none, and brought up to this version.
+
+    Args:
+        path: The file; its directory is made, too.
+        durable: Whether the directories that are made for it are to survive a loss of power.
 
     Raises:
         UnusableStoreError: if it is something else, or of a later version. It is left as it is.
@@ -43,7 +48,7 @@ def open_file(path: Path) -> sqlite3.Connection:
         needed = '.'.join(map(str, _OLDEST))
         found = f'this Python has SQLite {sqlite3.sqlite_version}, and a store needs {needed} or newer'
         raise StorageError(str(path), 'open', OSError(errno.ENOSYS, found))
-    _make(path)
+    _make(path, durable=durable)
     db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     db.text_factory = _decoded
     try:
@@ -62,7 +67,7 @@ def _decoded(text: bytes) -> str:
     return text.decode('utf-8', 'surrogatepass')  # see `bound` for where such come from
 
 
-def _make(path: Path) -> None:
+def _make(path: Path, *, durable: bool) -> None:
     """Make an empty file for its owner only, with its directory, if there is none."""
     try:
         if path.is_dir():
@@ -71,18 +76,11 @@ def _make(path: Path) -> None:
             )
         if path.exists():
             return  # and not opened: to close it again would drop every lock that this process has on it
-        _make_directory(path.parent)
+        make_directory(path.parent, durable=durable)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, _MODE))
     except OSError as exc:
         raise StorageError(str(path), 'open', exc) from exc
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as exc:  # it is a file, and "File exists" would be said of the store's
-        raise NotADirectoryError(errno.ENOTDIR, f'Not a directory: {path}') from exc
 
 
 def _look(db: sqlite3.Connection, path: Path) -> None:
@@ -120,6 +118,9 @@ def _set_up(db: sqlite3.Connection, path: Path) -> None:
     (version,) = db.execute('PRAGMA user_version').fetchone()
     if version < len(MIGRATIONS):
         _migrate(db, path)
+    db.execute('PRAGMA temp_store = MEMORY')
+    for statement in STEP_ENDS:
+        db.execute(statement)
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:

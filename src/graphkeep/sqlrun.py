@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, cast
 
 from pydantic_core import to_json
@@ -17,6 +19,7 @@ from .errors import GraphkeepError
 from .jsonrun import dump_attempts, dump_owner, is_plain
 from .runinfo import run_status
 from .sqldb import Database
+from .sqlschema import END_STEP
 from .sqlview import COLUMNS, IN_HAND, SqlView, bound, read_all, stamp, view_run
 
 __all__ = ('SqlRun', 'add_step', 'begin_run')
@@ -84,7 +87,19 @@ class SqlRun(RunBackend):
 
     def tail(self) -> Tail:
         """Return the end of the run, at a cost that does not depend on its length."""
-        with self._database.reading() as db:
+        return self._tail(threading.current_thread())
+
+    @property
+    def tail_is_prompt(self) -> bool:
+        """Whether this thread has a connection to read with; to open one may take a while."""
+        return self._database.readers.ready(threading.current_thread())
+
+    def tail_elsewhere(self) -> Callable[[], Tail]:
+        """Return what reads the tail in another thread, and opens this thread's connection by it."""
+        return partial(self._tail, threading.current_thread())
+
+    def _tail(self, thread: threading.Thread) -> Tail:
+        with self._database.readers.reading(thread) as db:
             view = view_run(self.run_id, db)
             if view.run is None:
                 return Tail(())
@@ -98,23 +113,27 @@ class SqlRun(RunBackend):
 
     def rows(self) -> list[Row]:
         """Return every row, oldest first."""
-        with self._database.reading() as db:
+        with self._database.readers.reading() as db:
             return read_all(db, self.run_id)[0]
 
 
 def _settles(commit: Commit) -> bool:
     """Whether a commit is one that a loss of power must not undo: it stores something, or ends something."""
-    return bool(commit.rows) or any(change.transition.target not in IN_HAND for change in commit.changes)
+    if commit.rows:
+        return True
+    return not all(change.transition.target in IN_HAND for change in commit.changes)
 
 
 class _Staged:
     """One commit of a run on its way into a transaction."""
 
-    __slots__ = ('_made', '_run', 'turn')
+    __slots__ = ('_made', '_run', '_seen', 'turn')
+    turn: Any  # a Turn, but for what is committed without one
 
     def __init__(self, run: SqlRun, turn: Turn | None):
-        self.turn = cast(Turn, turn)
+        self.turn = turn
         self._run = run
+        self._seen: SqlView | None = None
         self._made: tuple[SqlView, int, Applied, dict[int, StepRecord], int] | None = None
 
     def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
@@ -139,7 +158,7 @@ class _Staged:
                     if self._write(db, view, applied):
                         return applied.receipt
                 elif fresh:
-                    run._view = view
+                    self._seen = view
                     return applied.receipt
             view = None  # somebody else has written, or may have
 
@@ -149,43 +168,104 @@ class _Staged:
             view, run, applied, in_hand, updated = self._made
             view.advance(run, applied, in_hand, updated)
             self._run._view = view
+        elif self._seen is not None:
+            self._run._view = self._seen
 
     def reject(self) -> None:
         """Learn that this is not part of a transaction."""
-        self._made = None  # what is at hand of the run was not touched
+        self._made = self._seen = None  # what is at hand of the run was not touched
 
     def _write(self, db: sqlite3.Connection, view: SqlView, applied: Applied) -> bool:
         """Write it, unless somebody else has written since the run was looked at."""
         in_hand, updated = view.in_hand_after(applied), view.updated_after(applied)
-        if (run := _write_run(db, view, applied, in_hand, updated)) is None:
+        values = _run_values(view, applied, in_hand, updated)
+        if view.run is not None and _is_step_end(applied):
+            run = _write_step_end(db, view, applied, values)
+        else:
+            run = _write_all(db, view, applied, values)
+        if run is None:
             return False
-        for seq, record in applied.changed.items():
-            if record.status not in IN_HAND:
-                db.execute(_CHANGE_STEP, (*_step_values(record), run, seq))
-        for row in applied.appended:
-            add_step(db, run, row)
         self._made = view, run, applied, in_hand, updated
         return True
 
 
-def _write_run(
-    db: sqlite3.Connection, view: SqlView, applied: Applied, in_hand: dict[int, StepRecord], updated: int
+def _is_step_end(applied: Applied) -> bool:
+    """Whether a commit says that one node ended and what node comes next, and nothing else."""
+    if len(applied.changed) != 1 or len(applied.appended) != 1:
+        return False
+    (ended,) = applied.changed.values()
+    return ended.status not in IN_HAND and applied.appended[0].record.status == 'created'
+
+
+def _write_step_end(
+    db: sqlite3.Connection, view: SqlView, applied: Applied, values: tuple[Any, ...]
 ) -> int | None:
-    """Write the row of the run; return its number, or `None` if it is not as it was looked at."""
-    appended = (row.record for row in reversed(applied.appended) if not row.record.is_part)
-    newest = next(appended, None) or cast(StepRecord, view.newest)
+    """Write the end of a step; return the number of the run, or `None` if it is not as it was looked at."""
+    ((seq, ended),) = applied.changed.items()
+    record, (state, node) = applied.appended[0].record, applied.appended[0].body
+    try:
+        db.execute(
+            END_STEP,
+            (
+                *values,
+                view.run,
+                view.version,
+                *_step_values(ended),
+                seq,
+                bound(record.id),
+                bound(record.node_id),
+                record.kind,
+                state,
+                node,
+            ),
+        )
+    except sqlite3.IntegrityError as exc:
+        if exc.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+            raise
+        return None
+    return view.run
+
+
+def _write_all(
+    db: sqlite3.Connection, view: SqlView, applied: Applied, values: tuple[Any, ...]
+) -> int | None:
+    """Write any commit; return the number of the run, or `None` if it is not as it was looked at."""
+    settled = [item for item in applied.changed.items() if item[1].status not in IN_HAND]
+    if (settled or applied.appended) and not db.in_transaction:
+        db.execute('BEGIN IMMEDIATE')
+    if (run := _write_run(db, view, applied, values)) is None:
+        return None
+    for seq, record in settled:
+        db.execute(_CHANGE_STEP, (*_step_values(record), run, seq))
+    for row in applied.appended:
+        add_step(db, run, row)
+    return run
+
+
+def _run_values(
+    view: SqlView, applied: Applied, in_hand: dict[int, StepRecord], updated: int
+) -> tuple[Any, ...]:
+    """Return the columns of the row of the run that change, in the order of `_CHANGE_RUN`."""
+    steps = (row.record for row in reversed(applied.appended) if not row.record.is_part)
+    newest = next(steps, None) or cast(StepRecord, view.newest)
     newest = applied.changed.get(newest.seq, newest)
-    ownership = applied.ownership
-    values = (
+    fence, owner, expires = applied.ownership
+    return (
         run_status(newest, in_hand.values()),
         applied.receipt.last,
         updated,
-        ownership.fence,
-        dump_owner(ownership.owner) if ownership.owner else None,
-        stamp(ownership.expires),
+        fence,
+        None if owner is None else dump_owner(owner),
+        None if expires is None else stamp(expires),
         _dump_in_hand(in_hand.values()) if in_hand else '[]',
     )
-    finishes = newest.kind == 'end'
+
+
+def _write_run(
+    db: sqlite3.Connection, view: SqlView, applied: Applied, values: tuple[Any, ...]
+) -> int | None:
+    """Write the row of the run; return its number, or `None` if it is not as it was looked at."""
+    finishes = any(row.record.kind == 'end' for row in applied.appended)
     if view.run is not None:
         if not db.execute(_CHANGE_RUN, (*values, view.run, view.version)).rowcount:
             return None
@@ -221,6 +301,9 @@ def add_step(db: sqlite3.Connection, run: int, row: Row) -> None:
 
 def _step_values(record: StepRecord) -> tuple[Any, ...]:
     """Return the columns of a snapshot that change, in the order of `_CHANGE_STEP`."""
+    if not record.attempts:
+        start_ts = None if record.start_ts is None else stamp(record.start_ts)
+        return record.status, start_ts, record.duration, record.attempt, record.owner, None
     plain = is_plain(record)
     return (
         record.status,
@@ -228,7 +311,7 @@ def _step_values(record: StepRecord) -> tuple[Any, ...]:
         record.duration,
         record.attempt,
         record.attempts[-1].owner if plain else record.owner,
-        None if plain or not record.attempts else dump_attempts(record.attempts),
+        None if plain else dump_attempts(record.attempts),
     )
 
 

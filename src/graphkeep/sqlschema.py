@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ('APPLICATION_ID', 'MIGRATIONS')
+__all__ = ('APPLICATION_ID', 'END_STEP', 'MIGRATIONS', 'STEP_ENDS')
 
 APPLICATION_ID: Final = 0x67726B70
 """Tells a store from other applications' databases (`grkp`)."""
@@ -72,3 +72,44 @@ _VERSION_1: Final = (
 
 MIGRATIONS: Final = (_VERSION_1,)
 """The statements that lead from each version to the next; `user_version` is how many were made."""
+
+STEP_ENDS: Final = (
+    # What ends a step, in one statement: six calls of SQLite cost as much as what is done in them. This is
+    # each connection's own, and not in the file.
+    """
+    CREATE TEMP VIEW step_ends AS SELECT
+        NULL AS status, NULL AS steps, NULL AS updated, NULL AS fence, NULL AS owner, NULL AS expires,
+        NULL AS in_hand, NULL AS run, NULL AS version,
+        NULL AS ended_status, NULL AS start_ts, NULL AS duration, NULL AS attempt, NULL AS ended_owner,
+        NULL AS attempts, NULL AS ended,
+        NULL AS id, NULL AS node_id, NULL AS kind, NULL AS state, NULL AS node
+    """,
+    """
+    CREATE TEMP TRIGGER end_step INSTEAD OF INSERT ON step_ends BEGIN
+        UPDATE runs SET
+            version = version + 1, status = NEW.status, steps = NEW.steps, updated = NEW.updated,
+            fence = NEW.fence, owner = NEW.owner, expires = NEW.expires, in_hand = NEW.in_hand
+        WHERE run = NEW.run AND version = NEW.version;
+        SELECT RAISE(ABORT, 'somebody else has written') WHERE changes() = 0;
+        UPDATE steps SET
+            status = NEW.ended_status, start_ts = NEW.start_ts, duration = NEW.duration,
+            attempt = NEW.attempt, owner = NEW.ended_owner, attempts = NEW.attempts
+        WHERE run = NEW.run AND seq = NEW.ended;
+        INSERT INTO bodies (state, node) VALUES (NEW.state, NEW.node);
+        INSERT INTO steps (run, seq, id, node_id, kind, status, attempt, body)
+        VALUES (
+            NEW.run, NEW.steps, CAST(NEW.id AS TEXT), CAST(NEW.node_id AS TEXT), NEW.kind, 'created', 0,
+            last_insert_rowid()
+        );
+    END
+    """,
+)
+"""The statements that make `END_STEP` possible in a connection."""
+
+END_STEP: Final = (
+    'INSERT INTO step_ends VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)'
+)
+"""What ends a step: the row of the run, the step that ended and its number, and what comes next.
+
+Raises `IntegrityError` with `SQLITE_CONSTRAINT_TRIGGER` if the row of the run has another version.
+"""

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from .backend import Applied
 from .codec import Body
@@ -20,6 +20,7 @@ __all__ = ('COLUMNS', 'IN_HAND', 'SqlView', 'bound', 'moment', 'read_all', 'stam
 IN_HAND: Final = ('pending', 'running')
 """The statuses of what somebody has in hand; it is in the row of the run."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 _KNOWN: Final = 16  # records of a run that are kept at hand; others are looked up
 
 _FIND_RUN: Final = """
@@ -44,7 +45,7 @@ SELECT {COLUMNS}, state, node FROM steps JOIN bodies USING (body) WHERE run = ? 
 
 def stamp(moment: datetime | None) -> int | None:
     """Return a moment as SQLite keeps it: microseconds since 1970, UTC."""
-    return None if moment is None else round(moment.timestamp() * 1_000_000)
+    return None if moment is None else (moment - _EPOCH) // _MICROSECOND
 
 
 def moment(stamp: int | None) -> datetime | None:
@@ -73,7 +74,8 @@ def _record(values: Sequence[Any]) -> StepRecord:
 
 def _last_change(record: StepRecord) -> int:
     """Return when the latest attempt at a snapshot began or, if it ended, when that was."""
-    return cast(int, stamp(record.start_ts if record.duration is None else last_change(record)))
+    changed: Any = stamp(record.start_ts if record.duration is None else last_change(record))
+    return changed
 
 
 class SqlView:
@@ -144,6 +146,8 @@ class SqlView:
 
     def in_hand_after(self, applied: Applied) -> dict[int, StepRecord]:
         """Return what is in hand after a commit."""
+        if not applied.changed:
+            return self.in_hand
         in_hand = self.in_hand.copy()
         for seq, record in applied.changed.items():
             if record.status in IN_HAND:
@@ -154,13 +158,17 @@ class SqlView:
 
     def updated_after(self, applied: Applied) -> int:
         """Return when a step last began or ended after a commit, or the run did."""
-        stamps = [_last_change(record) for record in applied.changed.values() if record.start_ts]
-        stamps += [_last_change(row.record) for row in applied.appended if row.record.start_ts]
+        updated = 0
+        for record in applied.changed.values():
+            if record.start_ts:
+                updated = max(updated, _last_change(record))
+        for row in applied.appended:
+            if row.record.start_ts:
+                updated = max(updated, _last_change(row.record))
         if applied.begins is not None:
-            stamps.append(stamp(applied.begins.created) or 0)
-        if not (applied.appended and stamps):  # else what ended, ended last
-            stamps.append(self.updated)
-        return max(stamps)
+            updated = max(updated, stamp(applied.begins.created) or 0)
+        # what ended with something appended, ended last
+        return updated if applied.appended and updated else max(updated, self.updated)
 
     def advance(self, run: int, applied: Applied, in_hand: dict[int, StepRecord], updated: int) -> None:
         """Take over what was committed."""

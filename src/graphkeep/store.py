@@ -6,14 +6,15 @@ import heapq
 import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from .calls import Calling, call
+from .calls import Calling, call, whole
 from .commit import About, Row, StatusChange, StepRecord
 from .errors import (
     CorruptSnapshotError,
@@ -25,7 +26,7 @@ from .errors import (
 )
 from .jsonrun import dump_run, parse_run
 from .names import check_run_id, check_tags
-from .offload import submit
+from .offload import Threads, submit
 from .runinfo import Pruned, RunInfo, RunQuery, check_moment, check_statuses, is_count
 from .status import RECOVER, SnapshotStatus
 from .stored import LOCK_TIMEOUT, StoredStatePersistence
@@ -43,6 +44,12 @@ class Store(ABC):
 
     Safe to use from several threads and event loops at once. Works as an async context manager, which closes
     it; a store that was not closed loses nothing that was committed.
+
+    A verb that changes one run (`fork`, `import_run`, `delete`, `retry`, `recover`) is carried out once it is
+    called, whatever is cancelled meanwhile, and the cancellation is raised when that is done: who is
+    cancelled knows that it was made. `prune` and `recover_all` stop between two runs: what they have done is
+    done, and calling them again does the rest. What only reads changes nothing, and a `claim` that is
+    cancelled has nothing in hand.
 
     A store is written by giving the abstract methods. They block, may be called from any thread, and are each
     atomic towards everybody else who uses the store.
@@ -79,6 +86,7 @@ class Store(ABC):
             raise UnknownRunError(run_id)
         return records
 
+    @whole
     async def recover(self, run_id: str) -> int:
         """Set what an owner that is gone had pending or running back to `created`; idempotent.
 
@@ -93,6 +101,7 @@ class Store(ABC):
         await persistence._known_tail()
         return await persistence.recover()
 
+    @whole
     async def retry(self, run_id: str) -> None:
         """Give the failed node at which a run stopped another attempt, with the state from before it.
 
@@ -106,6 +115,7 @@ class Store(ABC):
         """
         await self.run(run_id).retry()
 
+    @whole
     async def fork(
         self, run_id: str, *, into: str, at: str | int | None = None
     ) -> StoredStatePersistence[Any, Any]:
@@ -159,6 +169,7 @@ class Store(ABC):
         """
         return await self._call(partial(self._dump, check_run_id(run_id), indent))
 
+    @whole
     async def import_run(self, data: str | bytes | bytearray, *, run_id: str) -> None:
         """Store a run that `export`, `FileStatePersistence` or pydantic-graph 1.x has written.
 
@@ -181,6 +192,7 @@ class Store(ABC):
         about = run.about if run.about.created else run.about._replace(created=self.clock())
         await self._insert_rows(run_id, rows, about)
 
+    @whole
     async def delete(self, run_id: str) -> bool:
         """Delete a run, with everything that is stored of it.
 
@@ -190,7 +202,7 @@ class Store(ABC):
         Raises:
             RunOwnedError: if a living owner has it in hand.
         """
-        return await self._call(partial(self._delete, check_run_id(run_id)))
+        return await self._change(partial(self._delete, check_run_id(run_id)))
 
     # ----------------------------------------------------------------------------------------- many runs
 
@@ -313,11 +325,11 @@ class Store(ABC):
             if info.id not in kept:
                 with suppress(RunOwnedError):
                     # asked again there: by now it may be another run with this id
-                    runs += await self._call(partial(self._delete, info.id, before))
+                    runs += await self._change(partial(self._delete, info.id, before))
         if not only_finished:
             async for info in self._all(RunQuery(statuses=_UNFINISHED, limit=_PAGE)):
                 with suppress(CorruptSnapshotError):  # it is left as it is
-                    snapshots += await self._call(partial(self._trim, info.id, before))
+                    snapshots += await self._change(partial(self._trim, info.id, before))
         return Pruned(runs, snapshots)
 
     def _before(self, older_than: timedelta | datetime) -> datetime:
@@ -395,15 +407,27 @@ class Store(ABC):
         return dump_run(rows, about, indent=indent)
 
     async def _insert_rows(self, run_id: str, rows: Sequence[Row], about: About) -> None:
-        if not await self._call(partial(self._insert, run_id, rows, about)):
+        if not await self._change(partial(self._insert, run_id, rows, about)):
             raise RunExistsError(run_id)
 
     async def _call(self, func: Callable[[], T]) -> T:
+        """Call what only reads."""
+        return await self._called(func, submit)
+
+    async def _change(self, func: Callable[[], T]) -> T:
+        """Call what writes, and may have to wait for somebody else who does."""
+        return await self._called(func, self._threads.submit)
+
+    async def _called(self, func: Callable[[], T], submit: Callable[[Callable[[], T]], Future[T]]) -> T:
         how = Calling(repr(self), self._lock_timeout, self._inline, stubborn=False)
         value, interrupted = await call(func, partial(submit, func), how)
         if interrupted is not None:
             raise interrupted
         return value
+
+    @cached_property
+    def _threads(self) -> Threads:
+        return Threads('graphkeep-store')
 
 
 _EVER: Final = datetime.min.replace(tzinfo=UTC)

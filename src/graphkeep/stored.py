@@ -11,8 +11,6 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
-import anyio.lowlevel
-
 from . import _host
 from ._host import RunEndT, StateT
 from .backend import LockBusy, RunBackend
@@ -23,7 +21,7 @@ from .commit import About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import OwnershipLostError
 from .guard import Guard
 from .names import check_tags
-from .offload import finished, redeliver, submit
+from .offload import finished, give_way, redeliver, submit
 from .persistence import StatePersistence
 from .snapshots import Snapshot
 
@@ -31,6 +29,8 @@ __all__ = ('LEASE', 'LOCK_TIMEOUT', 'StoredStatePersistence')
 
 T = TypeVar('T')
 
+_MANY: Final = 200
+# rows and changes of a commit: with more the event loop goes on while a thread writes
 _SLICE: Final = 0.0002
 # seconds after which a run lets other tasks have their turn, although nothing has to be waited for
 
@@ -91,11 +91,14 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         return self._codec is None
 
     def set_graph_types(self, graph: Any) -> None:
-        """Learn the node, state and result types from a graph.
+        """Learn the node, state and result types from a graph, a `PersistentGraph` as well.
 
         Raises:
             UnsupportedTypeError: if pydantic cannot write or read one of them.
         """
+        if (prepare := getattr(graph, '_prepare', None)) is not None:
+            prepare(self)
+            return
         if (codec := self._codec) is not None:
             types = (tuple(graph.get_nodes()), *graph.inferred_types)
             if types != (codec.nodes, codec.state_type, codec.run_end_type):
@@ -144,10 +147,11 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         if commit.rows:
             commit.about = self._about
         if not commit.must_land and perf_counter() - self._resumed > _SLICE:
-            await anyio.lowlevel.checkpoint()
+            await give_way()
             self._resumed = perf_counter()
         turn, backend = Commitment(self._claims, commit), self._backend
-        if inline := backend.prompt:
+        many = backend.queues and len(commit.rows) + len(commit.changes) > _MANY
+        if inline := backend.prompt and not many:
             try:
                 outcome = backend.write(turn)
             except LockBusy:
@@ -163,7 +167,10 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         return _interrupted(receipt, interrupted)
 
     async def _tail(self) -> Tail:
-        return await self._read(self._backend.tail, inline=self._backend.prompt)
+        backend = self._backend
+        if backend.tail_is_prompt:
+            return await self._read(backend.tail, inline=True)
+        return await self._read(backend.tail_elsewhere(), inline=False)
 
     async def _rows(self) -> Sequence[Row]:
         # a database may have very many of them
@@ -190,19 +197,26 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         Raises:
             RunOwnedError: if there is one, and another living owner has the run.
         """
-        self._claims.keeping = True
-        record = None
+        claims, record = self._claims, None
+        kept, claims.keeping = claims.keeping, True
         try:
             record = await super().claim()
         finally:
             if record is None:
-                self._claims.keeping = False
+                claims.keeping = kept
+                if not claims.in_hand:
+                    await self._give_up()
         return record
 
     async def release(self) -> None:
         """Give back what `load_next` handed out and was never run, and a run that was claimed."""
         self._claims.keeping = False
         await super().release()
+        await self._give_up()
+
+    async def _give_up(self) -> None:
+        """Keep the run no more, if nothing of it is in hand."""
+        self._claims.keeping = False
         if self._claims.fence is not None and not self._claims.in_hand:
             with suppress(OwnershipLostError):  # then it is not this instance's to give back
                 await self._land(Commit(must_land=True))

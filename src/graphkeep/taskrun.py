@@ -30,7 +30,7 @@ __all__ = ('TaskFlight', 'TaskRun')
 class TaskFlight(Flight):
     """A task that has begun and not ended."""
 
-    __slots__ = ('_attempt', '_begun', '_run_id', 'at_rest', 'node_id', 'started', 'task_id')
+    __slots__ = ('_attempt', '_begun', '_run', 'at_rest', 'node_id', 'started', 'task_id')
 
     def __init__(self, run: TaskRun, task_id: str, node_id: str, attempt: int):
         super().__init__()
@@ -41,7 +41,7 @@ class TaskFlight(Flight):
         """Whether none of its code runs or waits now: it streams, and an item of it is being dealt with."""
         self._begun = perf_counter()
         self._attempt = attempt
-        self._run_id = run.run_id
+        self._run = run
 
     @property
     def duration(self) -> float:
@@ -50,17 +50,19 @@ class TaskFlight(Flight):
 
     def step(self) -> Step:
         """Return what the step's code may know of this."""
-        return _TaskStep(self._run_id, self.task_id, 0, self._attempt)
+        return _TaskStep(self._run.run_id, self.task_id, 0, self._attempt, self._run.snapshot_id)
 
 
+@dataclass(frozen=True, slots=True)
 class _TaskStep(Step):
     """The run of one task. Its place in the run is not known while its creation waits; its id is its own."""
 
-    __slots__ = ()
+    of: str = field(repr=False)
+    """The snapshot that stands for the run: another run that is stored under this id has another one."""
 
     @property
     def idempotency_key(self) -> str:
-        return str(uuid5(_KEYS, f'{self.run_id}\0{self.snapshot_id}'))
+        return str(uuid5(_KEYS, f'{self.run_id}\0{self.of}\0{self.snapshot_id}'))
 
 
 _KEYS: Final = UUID('0b0d5a0e-3f0e-4c55-a7f5-6a3b1b2d9c10')
@@ -115,7 +117,7 @@ class TaskRun:
         self.finished = False
         self.ending: str | None = None  # the task that ends the run, if it is carried out
         self.due: set[str] = set()  # tasks that are to begin at once
-        self._snapshot_id = snapshot_id
+        self.snapshot_id = snapshot_id
         self._begun = perf_counter()
         self._state = state
         self._codec = codec
@@ -238,6 +240,8 @@ class TaskRun:
         """A task begins."""
         flight = TaskFlight(self, task_id, node_id, self._stored.get(task_id, 0) + 1)
         self._flights[task_id] = flight
+        if self._pending or self._committing:
+            self.tracker.watch()  # or what others have done, and is not stored yet, would count as this one's
         self.tracker.enter(flight)
         return flight
 
@@ -324,7 +328,7 @@ class TaskRun:
         self._pending = _Batch()
         batch.over = True
         try:
-            image = self.tracker.image()
+            image = self.tracker.image_to_store()
             commit = Commit(batch.changes, self._rows(batch, image), must_land=True)
             receipt = await self.persistence._commit(commit)
         except GraphkeepError as exc:
@@ -343,15 +347,16 @@ class TaskRun:
         rows = list(batch.rows.values())
         if image == self.tracker.stored:
             return rows
-        text = self._state_text()
+        text = self._state_text(image)
         if rows:
             rows[0] = Row(rows[0].record, Body(text, rows[0].body.node))
             return rows
         return [Row(StepRecord('image', '', 'image', 'success'), Body(text, b'{"node_id":""}'))]
 
-    def _state_text(self) -> bytes:
+    def _state_text(self, image: object) -> bytes:
+        text = image if isinstance(image, bytes) else None
         try:
-            return self._codec.write_state(self._state, self._verify)
+            return self._codec.write_state(self._state, self._verify, text)
         except Refusal as refusal:
             raise UnfaithfulSnapshotError(
                 self.run_id, 'the graph', refusal.field, refusal.problem
@@ -393,7 +398,7 @@ class TaskRun:
             how = SUCCEED if task_id == self.ending else CANCEL
             self._end(task_id, how, flight and flight.started, flight and flight.duration)
         end = EndSnapshot(state=self._state, result=End(output), ts=self.now())
-        done = StatusChange(self._snapshot_id, SUCCEED, None, perf_counter() - self._begun)
+        done = StatusChange(self.snapshot_id, SUCCEED, None, perf_counter() - self._begun)
         rows = [*batch.rows.values(), self.persistence._row(end)]
         receipt = await self.persistence._commit(Commit([*batch.changes, done], rows, must_land=True))
         if receipt.interrupted is not None:
@@ -424,9 +429,9 @@ class TaskRun:
                 self._end(task_id, FAIL, flight.started, flight.duration, failed)
         duration = perf_counter() - self._begun
         if failed is not None:
-            last = StatusChange(self._snapshot_id, FAIL, None, duration, failed)
+            last = StatusChange(self.snapshot_id, FAIL, None, duration, failed)
         else:
-            last = StatusChange(self._snapshot_id, RELEASE, None, duration, reason=reason)
+            last = StatusChange(self.snapshot_id, RELEASE, None, duration, reason=reason)
         try:
             await self.persistence._commit(Commit([*self._pending.changes, last], must_land=True))
         except OwnershipLostError:

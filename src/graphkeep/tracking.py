@@ -194,6 +194,10 @@ class Tracker:
             flight.changed = True
             flight.dirty = flight.dirty or not ended
 
+    def image_to_store(self) -> object:
+        """Return the same right after `may_store` has said yes, which has looked already."""
+        return self._seen if self._watching and self._flights else self.image()
+
     def image(self) -> object:
         """Return what the state would be stored as now; if that cannot be known, what equals nothing."""
         if self._dump is None:

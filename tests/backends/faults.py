@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ('Call', 'FaultyOs')
+import pytest
+
+__all__ = ('Call', 'FaultyOs', 'put_os')
 
 _TOUCHING = frozenset(
     {
@@ -59,3 +61,9 @@ class FaultyOs:
             return self.hook(Call(len(self.names) - 1, name, args, kwargs))
 
         return called
+
+
+def put_os(monkeypatch: pytest.MonkeyPatch, system: Any) -> None:
+    """Put this where the file backend has the module `os`."""
+    for module in ('runfile', 'directories'):
+        monkeypatch.setattr(f'graphkeep.{module}.os', system)

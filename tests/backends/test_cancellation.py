@@ -256,7 +256,7 @@ class InFile(Storage):
 def watched(persistence: Persistence, reach: Callable[[Moment], None], *, prompt: bool) -> Persistence:
     """Put a watch between a persistence and its storage."""
     hidden = cast('Any', persistence)
-    hidden._backend = hidden._claims._backend = Watched(hidden._backend, reach, prompt=prompt)
+    hidden._backend = hidden._claims.backend = Watched(hidden._backend, reach, prompt=prompt)
     return persistence
 
 
@@ -599,7 +599,7 @@ class Busy(Watched):
 def make_busy(persistence: Persistence, reach: Callable[[Moment], None], *, prompt: bool) -> Busy:
     """Put a lock that somebody else holds between a persistence and its storage."""
     hidden = cast('Any', persistence)
-    hidden._backend = hidden._claims._backend = busy = Busy(hidden._backend, reach, prompt=prompt)
+    hidden._backend = hidden._claims.backend = busy = Busy(hidden._backend, reach, prompt=prompt)
     return busy
 
 

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-import graphkeep.runfile
 from graphkeep import (
     FileStatePersistence,
     FileStore,
@@ -40,7 +39,7 @@ from graphkeep.testing import (
 )
 from tests import rawsqlite
 from tests.backends import sqlfaults
-from tests.backends.faults import Call, FaultyOs
+from tests.backends.faults import Call, FaultyOs, put_os
 from tests.counts import FULL, count
 from tests.rawfile import stored
 
@@ -156,7 +155,7 @@ class InFiles(Examples, Durable, ManyProcesses, FailsOnDemand):
             return call()
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(graphkeep.runfile, 'os', FaultyOs(fail))
+            put_os(patch, FaultyOs(fail))
             yield
 
 
@@ -194,7 +193,7 @@ class InSqlite(Examples, Durable, ManyProcesses, FailsOnDemand):
             raise sqlfaults.failing(sqlite3.SQLITE_FULL, 'database or disk is full')
 
         with pytest.MonkeyPatch.context() as patch:
-            for where in ('sqlrun._write_run', 'sqlite.insert', 'sqlite.delete', 'sqlite.trim'):
+            for where in ('sqlrun._run_values', 'sqlite.insert', 'sqlite.delete', 'sqlite.trim'):
                 patch.setattr(f'graphkeep.{where}', fail)
             yield
 

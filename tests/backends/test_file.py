@@ -32,7 +32,7 @@ from graphkeep import (
     UnfaithfulSnapshotError,
     run_or_resume,
 )
-from tests.backends.faults import Call, FaultyOs
+from tests.backends.faults import Call, FaultyOs, put_os
 from tests.crash.children import hour_later
 from tests.rawfile import stored
 
@@ -144,7 +144,7 @@ async def test_parents(tmp_path: Path, durability: Any):
 async def test_full_durability(file: Path, monkeypatch: pytest.MonkeyPatch):
     """With full durability the new file is on the disk before it takes its place, and that is as well."""
     calls = FaultyOs(lambda call: call())
-    monkeypatch.setattr('graphkeep.runfile.os', calls)
+    put_os(monkeypatch, calls)
     persistence = opened(file, durability='full')
     await persistence.snapshot_node(Tally(), Count())
     calls.names.clear()
@@ -156,7 +156,7 @@ async def test_full_durability(file: Path, monkeypatch: pytest.MonkeyPatch):
 async def test_normal_durability(file: Path, monkeypatch: pytest.MonkeyPatch):
     """Without it no commit waits for the disk."""
     calls = FaultyOs(lambda call: call())
-    monkeypatch.setattr('graphkeep.runfile.os', calls)
+    put_os(monkeypatch, calls)
     await finish(opened(file), [])
     assert 'fsync' not in calls.names
 
@@ -282,7 +282,7 @@ async def test_clock_tick(file: Path, monkeypatch: pytest.MonkeyPatch, later: in
             os.utime(call.args[0], ns=(moments[-1], moments[-1]))
         return result
 
-    monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(stamped))
+    put_os(monkeypatch, FaultyOs(stamped))
     one, other = opened(file), opened(file)
     await one.snapshot_node(Tally(), Count())
     times: list[int] = []
@@ -308,7 +308,7 @@ async def test_file_system_of_whole_seconds(file: Path, monkeypatch: pytest.Monk
             os.utime(call.args[0], ns=(10**18, 10**18))  # all within one second
         return result
 
-    monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(rounded))
+    put_os(monkeypatch, FaultyOs(rounded))
     one, other = opened(file), opened(file)
     times: list[int] = []
     await one.snapshot_node(Tally(), Count())
@@ -331,7 +331,7 @@ async def test_file_system_that_keeps_its_own_times(file: Path, monkeypatch: pyt
             os.utime(call.args[0], ns=(10**18, 10**18))
         return result
 
-    monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(fixed))
+    put_os(monkeypatch, FaultyOs(fixed))
     one, other = opened(file), opened(file)
     for number in range(1, 4):
         await one.snapshot_node(Tally(), Count(number))
@@ -349,7 +349,7 @@ async def test_without_syncing_directories(file: Path, monkeypatch: pytest.Monke
 
     windows = FaultyOs(watched)
     windows.name = 'nt'
-    monkeypatch.setattr('graphkeep.runfile.os', windows)
+    put_os(monkeypatch, windows)
     assert await finish(opened(file, durability='full'), []) == [1, 2, 3]
     assert synced
     assert not any(synced)
@@ -369,7 +369,7 @@ async def test_lock_and_fork(file: Path, monkeypatch: pytest.MonkeyPatch):
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr('graphkeep.runfile.os', FaultyOs(forked))
+        put_os(patch, FaultyOs(forked))
         await opened(file).snapshot_node(Tally(), Count())
     try:
         await opened(file, lock_timeout=0).snapshot_node(Tally(), Count())
@@ -386,10 +386,10 @@ async def test_open_files(file: Path, monkeypatch: pytest.MonkeyPatch):
     before = len(os.listdir('/proc/self/fd'))
     await finish(opened(file.with_name('other.json')), [])
     for at in range(12):
-        monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(Disk(file, at, lasting=True)))
+        put_os(monkeypatch, FaultyOs(Disk(file, at, lasting=True)))
         with suppress(StorageError):
             await opened(file).snapshot_node(Tally(), Count())
-    monkeypatch.setattr('graphkeep.runfile.os', os)
+    put_os(monkeypatch, os)
     assert len(os.listdir('/proc/self/fd')) == before
 
 
@@ -426,7 +426,7 @@ async def test_copies_at_each_commit(file: Path, tmp_path: Path, monkeypatch: py
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr('graphkeep.runfile.os', FaultyOs(copied))
+        put_os(patch, FaultyOs(copied))
         await finish(opened(file), [])
     assert len(copies) == 1 + 3, 'one for the first node, and one for each step'
     for copy in copies:
@@ -642,13 +642,13 @@ class Disk:
 async def test_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Any, lasting: bool):
     """Wherever a disk fails: an error says so, the file stays as it was, and later the run goes on."""
     whole = FaultyOs(lambda call: call())
-    monkeypatch.setattr('graphkeep.runfile.os', whole)
+    put_os(monkeypatch, whole)
     await finish(opened(tmp_path / 'whole' / 'run.json', durability=durability), [])
     failed: list[str] = []
     for at in range(len(whole.names)):
         file = tmp_path / str(at) / 'run.json'
         disk = Disk(file, at, lasting=lasting)
-        monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(disk))
+        put_os(monkeypatch, FaultyOs(disk))
         persistence, log = opened(file, durability=durability), Log()
         await _fail(persistence, log, disk)
         failed.append(disk.failing)
@@ -684,7 +684,7 @@ async def test_failing_node_on_failing_disk(file: Path, monkeypatch: pytest.Monk
     @dataclass
     class Fail(BaseNode[Tally, None, int]):
         async def run(self, ctx: GraphRunContext[Tally, None]) -> End[int]:
-            monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(Disk(file, 0, lasting=True)))
+            put_os(monkeypatch, FaultyOs(Disk(file, 0, lasting=True)))
             raise ZeroDivisionError('by zero')
 
     persistence: FileStatePersistence[Tally, int] = FileStatePersistence(file)
@@ -697,7 +697,7 @@ async def test_failing_node_on_failing_disk(file: Path, monkeypatch: pytest.Monk
             await snapshot.node.run(GraphRunContext(state=Tally(), deps=None))
     assert any('could not be recorded yet' in note for note in caught.value.__notes__)
     assert stored(file)[0]['status'] == 'running'
-    monkeypatch.setattr('graphkeep.runfile.os', os)
+    put_os(monkeypatch, os)
     (step,) = await persistence.load_history()
     assert step.status == 'error'
     assert step.error
@@ -711,9 +711,9 @@ async def test_next_after_a_failure_on_failing_disk(file: Path, monkeypatch: pyt
     (record,) = await persistence.load_history()
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 -- the disk fails once the node runs
         async with persistence.record_run(record.id):
-            monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(Disk(file, 0, lasting=True)))
+            put_os(monkeypatch, FaultyOs(Disk(file, 0, lasting=True)))
             raise ZeroDivisionError
-    monkeypatch.setattr('graphkeep.runfile.os', os)
+    put_os(monkeypatch, os)
     await persistence.snapshot_node(Tally(), Count(2))
     assert [row['status'] for row in stored(file)] == ['error', 'created']
 
@@ -725,11 +725,11 @@ async def test_refused_outcome_on_failing_disk(file: Path, monkeypatch: pytest.M
     (record,) = await persistence.load_history()
     async with persistence.record_run(record.id):
         pass
-    monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(Disk(file, 0, lasting=True)))
+    put_os(monkeypatch, FaultyOs(Disk(file, 0, lasting=True)))
     with pytest.raises(UnfaithfulSnapshotError) as refused:
         await persistence.snapshot_node(Tally(), Count(True))
     assert any('could not be recorded' in note for note in refused.value.__notes__)
-    monkeypatch.setattr('graphkeep.runfile.os', os)
+    put_os(monkeypatch, os)
     assert [step.status for step in await persistence.load_history()] == ['error']
 
 
@@ -746,7 +746,7 @@ async def test_failure_that_may_not_last(file: Path, monkeypatch: pytest.MonkeyP
 
     with pytest.raises(ZeroDivisionError) as caught:  # noqa: PT012 -- the disk fails once the node runs
         async with persistence.record_run(record.id):
-            monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(unsynced))
+            put_os(monkeypatch, FaultyOs(unsynced))
             raise ZeroDivisionError
     assert any('may not survive a loss of power' in note for note in caught.value.__notes__)
     assert [row['status'] for row in stored(file)] == ['error']

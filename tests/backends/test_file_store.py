@@ -15,7 +15,7 @@ import pytest
 from graphkeep import CorruptSnapshotError, FileStatePersistence, FileStore, StorageError
 from graphkeep.runfile import RunFile
 from graphkeep.runinfo import RunInfo
-from tests.backends.faults import Call, FaultyOs
+from tests.backends.faults import Call, FaultyOs, put_os
 from tests.backends.stores import ANSWER, Clock, begin, finish, in_hand, info, nowhere, statuses
 
 pytestmark = pytest.mark.anyio
@@ -174,7 +174,7 @@ async def test_one_file_cannot_be_read(
             raise OSError(number, os.strerror(number))
         return call()
 
-    monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(refuse))
+    put_os(monkeypatch, FaultyOs(refuse))
     if not lists:
         with pytest.raises(StorageError) as caught:
             await files.runs()
@@ -221,7 +221,7 @@ async def test_deleted_between_look_and_read(files: FileStore, monkeypatch: pyte
             os.unlink(call.args[0])
         return found
 
-    monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(unlink_after))
+    put_os(monkeypatch, FaultyOs(unlink_after))
     assert await files.runs() == []
 
 

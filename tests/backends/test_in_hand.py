@@ -33,7 +33,7 @@ from tests.backends.counting import (
     overwrite,
     statuses,
 )
-from tests.backends.faults import Call, FaultyOs
+from tests.backends.faults import Call, FaultyOs, put_os
 from tests.rawfile import in_hand, lock_file, stored
 
 pytestmark = pytest.mark.anyio
@@ -187,7 +187,7 @@ async def test_failing_disk(file: Path, monkeypatch: pytest.MonkeyPatch, name: s
         return call()
 
     with monkeypatch.context() as patch:
-        patch.setattr('graphkeep.runfile.os', FaultyOs(fail))
+        put_os(patch, FaultyOs(fail))
         with pytest.raises(StorageError):
             await persistence.load_next()
     assert await statuses(file) == ['created']
@@ -200,7 +200,7 @@ async def test_what_waits_for_the_disk(file: Path, monkeypatch: pytest.MonkeyPat
     persistence.set_graph_types(graph)
     await persistence.snapshot_node(Tally(), Count())
     system = FaultyOs(lambda call: call())
-    monkeypatch.setattr('graphkeep.runfile.os', system)
+    put_os(monkeypatch, system)
     snapshot = await persistence.load_next()
     assert snapshot
     async with persistence.record_run(snapshot.id):
@@ -222,12 +222,12 @@ async def test_where_a_big_file_is_written(file: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr('graphkeep.runfile.perf_counter', lambda: seconds[0])
     with monkeypatch.context() as patch:
-        patch.setattr('graphkeep.runfile.os', FaultyOs(slow))
+        put_os(patch, FaultyOs(slow))
         assert await finish(file) == [1, 2, 3]
     assert threads == [False] * 4
     slow_no_more = FaultyOs(lambda call: (threads.append(True) if on_loop(call) else None, call())[1])
     threads.clear()
-    monkeypatch.setattr('graphkeep.runfile.os', slow_no_more)
+    put_os(monkeypatch, slow_no_more)
     assert await finish(file.with_name('quick.json')) == [1, 2, 3]
     assert threads == [True] * 3  # of 4: the first is a try
 
@@ -253,7 +253,7 @@ async def test_read_while_it_ends(file: Path, monkeypatch: pytest.MonkeyPatch):
         return call()
 
     with monkeypatch.context() as patch:
-        patch.setattr('graphkeep.runfile.os', FaultyOs(end))
+        put_os(patch, FaultyOs(end))
         (row,) = other.rows()
     assert not ends
     assert row.record.status == 'success'

@@ -32,7 +32,7 @@ from tests.backends.counting import (
     overwrite,
     statuses,
 )
-from tests.backends.faults import Call, FaultyOs
+from tests.backends.faults import Call, FaultyOs, put_os
 from tests.rawfile import in_hand, lock_file
 
 pytestmark = pytest.mark.anyio
@@ -114,7 +114,7 @@ def unnoted(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
         return call()
 
     with monkeypatch.context() as patch:
-        patch.setattr('graphkeep.runfile.os', FaultyOs(fail))
+        put_os(patch, FaultyOs(fail))
         yield
 
 
@@ -236,7 +236,7 @@ async def test_unreadable_lock_file(file: Path, monkeypatch: pytest.MonkeyPatch)
         return call()
 
     with monkeypatch.context() as patch:
-        patch.setattr('graphkeep.runfile.os', FaultyOs(refuse))
+        put_os(patch, FaultyOs(refuse))
         assert await statuses(file) == ['created']
         with pytest.raises(StorageError):
             await opened(file).load_next()

@@ -34,6 +34,7 @@ from graphkeep import (
     RunOwnedError,
     SnapshotStatusError,
     StoredStatePersistence,
+    heartbeat,
     iter_or_resume,
     run_or_resume,
 )
@@ -188,7 +189,6 @@ async def test_free_between_steps(shared: Shared):
     async with graph.iter(First(), state=State(), persistence=mine) as run:
         await run.next()
         assert shared.ownership.owner is None
-        assert hold_of(mine) is None
         result = await run_or_resume(graph, persistence=shared.open())
         assert result.output == 'done'
         with pytest.raises(SnapshotStatusError):
@@ -333,7 +333,7 @@ async def test_lease_must_be_positive(lease: float):
 
 
 async def test_heartbeat_renews(shared: Shared):
-    """Renewed in time, a lease never ends; the renewals stop with the step."""
+    """Renewed in time, a lease never ends; the renewals stop when one is due and nothing is in hand."""
     mine, snapshot_id = await started(shared)
     keeper = Keeper(clock=lambda: 0.0)
     async with mine.record_run(snapshot_id):
@@ -347,9 +347,32 @@ async def test_heartbeat_renews(shared: Shared):
             with pytest.raises(RunOwnedError):
                 await shared.open().recover()
     await mine.snapshot_node(State(), Second())
-    assert hold_of(mine) is None
     keeper.beat(hold)
+    assert hold_of(mine) is None
     assert shared.ownership.owner is None
+
+
+async def test_heartbeat_across_steps(shared: Shared, monkeypatch: pytest.MonkeyPatch):
+    """What was taken again when a renewal is due is renewed; so is what is taken after a pause."""
+    keeper = Keeper(clock=lambda: 0.0)  # whose own thread finds nothing due
+    monkeypatch.setattr(heartbeat, 'keeper', keeper)
+    mine, snapshot_id = await started(shared)
+    holds: list[Hold] = []
+    for pause in (False, True, False):
+        async with mine.record_run(snapshot_id):
+            hold = hold_of(mine)
+            assert hold is not None
+            holds.append(hold)
+            shared.clock.forward(LEASE - 1)
+            keeper.beat(hold)
+            assert shared.ownership.expires == shared.clock.now + timedelta(seconds=LEASE)
+        await mine.snapshot_node(State(), Second())
+        snapshot_id = (await mine.load_history())[-1].id
+        if pause:
+            keeper.beat(hold)
+    assert holds[0] is holds[1]
+    assert holds[2] is not holds[1]
+    keeper.drop(holds[2])
 
 
 async def test_heartbeat_for_real(tmp_path: Path):

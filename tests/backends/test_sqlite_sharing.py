@@ -110,6 +110,28 @@ async def test_pruned_while_at_hand(path: Path):
         assert await SqliteStore(path, clock=clock).run('run').load_history()
 
 
+@pytest.mark.parametrize('waits', [False, True])
+async def test_step_that_ends_after_another_write(path: Path, waits: bool):
+    """That somebody has written meanwhile is noticed at the end of a step, which is made all the same."""
+    async with SqliteStore(path) as store:
+        persistence = await in_hand(store)
+        (record,) = await persistence.load_history()
+        async with persistence.record_run(record.id):
+            pass
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+            other.execute('UPDATE runs SET version = version + 1')
+            if waits:
+                other.execute('BEGIN IMMEDIATE')
+                timer = threading.Timer(0.05, other.execute, ['ROLLBACK'])
+                timer.start()
+            await persistence.snapshot_node(Tally([1]), Count(2))
+            if waits:
+                timer.join()  # pyright: ignore[reportPossiblyUnboundVariable]
+        steps = [(step.seq, step.status, step.attempt) for step in await store.history('run')]
+        assert steps == [(1, 'success', 1), (2, 'created', 0)]
+        assert (await run_or_resume(graph, persistence=persistence)).output == [1, 2, 3]
+
+
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='the platform does not fork')
 @pytest.mark.filterwarnings('ignore:This process:DeprecationWarning')
 async def test_owner_after_a_fork(path: Path):

@@ -15,7 +15,7 @@ pytestmark = [
     UNCLOSED,
 ]
 
-HERE = [case for case in CASES.values() if case.runs_here]
+HERE = [case for case in CASES.values() if case.resumes_here]
 # in CI every case in memory, with some crashes again; on disk one case in so many
 ON_DISK = HERE if FULL else HERE[::8]
 AGAIN = None if FULL else 1

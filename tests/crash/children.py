@@ -20,6 +20,7 @@ from typing import Any
 import anyio
 from pydantic_graph import BaseNode, End, GraphRunContext
 
+import graphkeep.directories
 import graphkeep.runfile
 from graphkeep import (
     FileStatePersistence,
@@ -170,7 +171,7 @@ def finish_dying(file: Path, log: Path, at: int, how: str, ready: Connection) ->
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    graphkeep.runfile.os = FaultyOs(die)
+    graphkeep.runfile.os = graphkeep.directories.os = FaultyOs(die)
     anyio.run(run_chain, file, log, 0)
     ready.send('survived')
 
@@ -223,5 +224,5 @@ def hang_in_lock(file: Path, log: Path, parent: Connection) -> None:
         return call()
 
     told: list[bool] = []
-    graphkeep.runfile.os = FaultyOs(stop)
+    graphkeep.runfile.os = graphkeep.directories.os = FaultyOs(stop)
     parent.send(anyio.run(partial(run_chain, file, log, 0)))

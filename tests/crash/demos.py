@@ -10,12 +10,17 @@ from typing import Final
 
 from graphkeep.demo.view import PlainView, View
 
-__all__ = ('AS_INSTALLED', 'WITHOUT_RICH', 'plain', 'run_demo_in')
+__all__ = ('AS_INSTALLED', 'WITHOUT_BUILDER', 'WITHOUT_RICH', 'plain', 'run_demo_in')
 
 AS_INSTALLED: Final = ('-m', 'graphkeep')
 WITHOUT_RICH: Final = (
     '-c',
     'import sys; sys.modules["rich"] = None; sys.modules["rich.console"] = None\n'
+    'from graphkeep.__main__ import main; sys.exit(main(sys.argv[1:]))',
+)
+WITHOUT_BUILDER: Final = (
+    '-c',
+    'import pydantic_graph, sys; sys.modules["pydantic_graph.graph_builder"] = None\n'
     'from graphkeep.__main__ import main; sys.exit(main(sys.argv[1:]))',
 )
 

@@ -22,7 +22,7 @@ from graphkeep.demo import crew, sharer
 from graphkeep.demo.crewverdict import CrewEvidence, crew_checks, runs_table, store_runs, surveyed
 from graphkeep.demo.events import Event
 from graphkeep.demo.view import WIDTH
-from tests.crash.demos import AS_INSTALLED, WITHOUT_RICH, plain, run_demo_in
+from tests.crash.demos import AS_INSTALLED, WITHOUT_BUILDER, WITHOUT_RICH, plain, run_demo_in
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='the demo needs SIGKILL')
 
@@ -66,6 +66,13 @@ def test_workers_share_runs_and_finish_those_of_a_killed_one(
     assert len(re.findall(r'^  yes  ', text, re.MULTILINE)) == PROMISES
     assert 'NO ' not in text
     assert str(tmp_path / 'runs.db') in text
+
+
+def test_an_old_host_shows_one_worker(tmp_path: Path):
+    """Where pydantic-graph has no builder graphs, the demo is the one of a single worker."""
+    text = run_demo_in(tmp_path, WITHOUT_BUILDER)
+    assert 'A process works on them, and is killed' in ' '.join(text.split())
+    assert len(re.findall(r'^  yes  ', text, re.MULTILINE)) == PROMISES
 
 
 def test_ctrl_c_leaves_no_worker_behind(tmp_path: Path):

@@ -20,7 +20,7 @@ from graphkeep.codec import Body
 from graphkeep.commit import Commit, Receipt, Row, StatusChange, Tail, Writer
 from graphkeep.runfile import RunFile
 from graphkeep.status import CLAIM, FAIL, RECOVER, RELEASE, RETRY, START, SUCCEED, SnapshotStatus
-from tests.backends.faults import Call, FaultyOs
+from tests.backends.faults import Call, FaultyOs, put_os
 from tests.counts import count
 
 LEASE = 30.0
@@ -285,7 +285,7 @@ def test_model(directory: Path, monkeypatch: pytest.MonkeyPatch):
     """Whoever is killed, and wherever: a write is there whole or not at all, and all see the same run."""
     for seed in range(count(1000)):
         system = System(Random(seed))  # noqa: S311 -- the same ones again
-        monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(system))
+        put_os(monkeypatch, FaultyOs(system))
         play = Play(directory / f'{seed}.json', system, recurring=seed % 2 == 1)
         for _ in range(60):
             try:

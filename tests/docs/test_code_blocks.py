@@ -4,7 +4,8 @@ A page's blocks share one module, so what one defines the next may use; `await` 
 as in a notebook. The page runs in a process of its own, in an empty directory. What stands behind the block's
 language says more:
 
-- `host=1` or `host=2`: the block is run on that major version of pydantic-graph only.
+- `host=1` or `host=2`: the block is run on that major version of pydantic-graph only. `host=builder`: it is
+  run where pydantic-graph has the builder of graphs that `PersistentGraph` needs.
 - `file=NAME`: the block is saved as `NAME` there, for the commands of the page, and not run by itself.
 - `run=no`: the block is compiled, not run.
 
@@ -21,13 +22,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-HOST: Final = version('pydantic-graph').partition('.')[0]
+HOSTS: Final = [
+    version('pydantic-graph').partition('.')[0],
+    *(['builder'] if find_spec('pydantic_graph.graph_builder') else []),
+]
 FENCE: Final = re.compile(r'^```(python|console)([^\n`]*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 OPTIONS: Final = frozenset({'host', 'file', 'run', 'exit'})
 
@@ -43,7 +48,7 @@ class Block(NamedTuple):
     @property
     def here(self) -> bool:
         """Whether it is meant for the host that is installed."""
-        return self.options.get('host', HOST) == HOST
+        return self.options.get('host', HOSTS[0]) in HOSTS
 
     @property
     def is_script(self) -> bool:

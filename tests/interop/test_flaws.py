@@ -29,7 +29,7 @@ import graphkeep
 import graphkeep.runfile
 from graphkeep import Graph, GraphNodeStatusError
 from graphkeep._host import HAS_RUNNER
-from tests.backends.faults import Call, FaultyOs
+from tests.backends.faults import Call, FaultyOs, put_os
 from tests.crash.children import child
 
 pytestmark = pytest.mark.anyio
@@ -160,7 +160,7 @@ def half_written(monkeypatch: pytest.MonkeyPatch) -> None:
             opened.write(data[: len(data) // 2])
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('graphkeep.runfile.os', FaultyOs(half))
+    put_os(monkeypatch, FaultyOs(half))
     monkeypatch.setattr(Path, 'write_bytes', write_half)
 
 

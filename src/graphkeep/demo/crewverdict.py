@@ -14,10 +14,11 @@ from typing import Final, NamedTuple
 import anyio
 
 from ..commit import StepRecord
+from ..resume import run_or_resume
 from ..sqlite import SqliteStore
 from .events import Event
-from .graph import ReadOrders, Report, report_graph
-from .verdict import Check, attempts_at, process_of, result_of, uninterrupted
+from .evidence import Check, attempts_at, process_of
+from .graph import ReadOrders, Report, report_graph, unwatched
 
 __all__ = (
     'CrewEvidence',
@@ -82,11 +83,23 @@ async def results(file: Path) -> tuple[Survey, Mapping[str, str]]:
     survey = await surveyed(file)
     async with SqliteStore(file) as store:
         ended = await store.runs(status='success', limit=_MOST)
-        return survey, {info.id: await result_of(store, info.id) for info in ended}
+        return survey, {info.id: await _result(store, info.id) for info in ended}
+
+
+async def _result(store: SqliteStore, run_id: str) -> str:
+    """Return the result of a run that has ended."""
+    result = await run_or_resume(report_graph, persistence=store.run(run_id))
+    return result.output
+
+
+async def _uninterrupted(month: date) -> str:
+    """Return the result of a run that nothing interrupts."""
+    result = await report_graph.run(ReadOrders(), state=Report(month), deps=unwatched)
+    return result.output
 
 
 async def _expected(months: Mapping[str, date]) -> Mapping[str, str]:
-    return {run_id: await uninterrupted(Report(month)) for run_id, month in months.items()}
+    return {run_id: await _uninterrupted(month) for run_id, month in months.items()}
 
 
 def crew_checks(evidence: CrewEvidence) -> list[Check]:

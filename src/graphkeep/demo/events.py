@@ -25,6 +25,8 @@ class Event:
     """The run."""
     step: str = ''
     """The step's name."""
+    item: str = ''
+    """The item that it is run for, if it is one of a map."""
     seq: int = 0
     """The step's place in the run, from 1 on."""
     done: int = 0

@@ -7,7 +7,6 @@ pieces and says so in between, so that somebody can watch, and interrupt it in t
 from __future__ import annotations
 
 import random
-from calendar import monthrange
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -18,15 +17,10 @@ from pydantic_graph import BaseNode, End, GraphRunContext
 
 from graphkeep import Graph
 
-__all__ = ('Order', 'PredictSales', 'Progress', 'ReadOrders', 'Report', 'report_graph', 'unwatched')
+from .orders import PRICES, Order, days_of, entered_twice, exported, too_dear, worth
 
-_PRICES: Final = {
-    'tea': Decimal('7.90'),
-    'coffee': Decimal('12.50'),
-    'cups': Decimal('24.00'),
-    'kettle': Decimal('59.00'),
-}
-_ORDERS: Final = 360
+__all__ = ('PredictSales', 'Progress', 'ReadOrders', 'Report', 'report_graph', 'unwatched')
+
 _BATCHES: Final = 20
 _MONTHS_A_BATCH: Final = 100
 
@@ -41,17 +35,6 @@ class Progress(Protocol):
 
 async def unwatched(done: int, total: int) -> None:
     """Take no note."""
-
-
-@dataclass
-class Order:
-    """One order."""
-
-    number: int
-    day: date
-    product: str
-    quantity: int
-    price: Decimal
 
 
 @dataclass
@@ -74,8 +57,8 @@ class ReadOrders(BaseNode[Report, Progress, str]):
 
     async def run(self, ctx: Context) -> CheckOrders:
         """Read them in six batches."""
-        size = _ORDERS // 6
-        lines = _exported(ctx.state.month)
+        lines = exported(ctx.state.month)
+        size = len(lines) // 6
         for piece in range(6):
             await ctx.deps(piece, 6)
             ctx.state.orders += lines[piece * size : (piece + 1) * size if piece < 5 else None]
@@ -89,12 +72,11 @@ class CheckOrders(BaseNode[Report, Progress, str]):
     async def run(self, ctx: Context) -> CorrectOrders | AddUpSales:
         """Look for what was entered twice, and for prices in cents."""
         await ctx.deps(0, 3)
-        numbers = [order.number for order in ctx.state.orders]
-        twice = sorted({n for n in numbers if numbers.count(n) > 1})
+        twice = entered_twice(ctx.state.orders)
         await ctx.deps(1, 3)
-        too_dear = [order.number for order in ctx.state.orders if order.price > 10 * _PRICES[order.product]]
+        dear = too_dear(ctx.state.orders)
         await ctx.deps(2, 3)
-        return CorrectOrders(twice, too_dear) if twice or too_dear else AddUpSales()
+        return CorrectOrders(twice, dear) if twice or dear else AddUpSales()
 
 
 @dataclass
@@ -123,10 +105,10 @@ class AddUpSales(BaseNode[Report, Progress, str]):
 
     async def run(self, ctx: Context) -> PredictSales:
         """Add up product by product."""
-        for done, product in enumerate(_PRICES):
-            await ctx.deps(done, len(_PRICES))
+        for done, product in enumerate(PRICES):
+            await ctx.deps(done, len(PRICES))
             ctx.state.sales[product] = sum(
-                (_worth(o) for o in ctx.state.orders if o.product == product), Decimal()
+                (worth(o) for o in ctx.state.orders if o.product == product), Decimal()
             )
         return PredictSales()
 
@@ -137,9 +119,9 @@ class PredictSales(BaseNode[Report, Progress, str]):
 
     async def run(self, ctx: Context) -> WriteReport:
         """Put together thousands of possible months from the days of this one."""
-        days = [Decimal()] * _days(ctx.state.month)
+        days = [Decimal()] * days_of(ctx.state.month)
         for order in ctx.state.orders:
-            days[order.day.day - 1] += _worth(order)
+            days[order.day.day - 1] += worth(order)
         months: list[Decimal] = []
         for batch in range(_BATCHES):
             await ctx.deps(batch, _BATCHES)
@@ -175,27 +157,3 @@ report_graph = Graph(
     auto_instrument=False,
 )
 """The graph; its result is the report's text."""
-
-
-def _worth(order: Order) -> Decimal:
-    return order.quantity * order.price
-
-
-def _days(month: date) -> int:
-    return monthrange(month.year, month.month)[1]
-
-
-def _exported(month: date) -> list[Order]:
-    """Return the orders as the shop's system has them: some entered twice, some priced in cents."""
-    dice = random.Random(12 * (month.year - 2026) + month.month)  # noqa: S311 - made-up data, always the same
-    orders: list[Order] = []
-    for number in range(1, _ORDERS + 1):
-        product = dice.choice(list(_PRICES))
-        day = month.replace(day=dice.randrange(_days(month)) + 1)
-        orders.append(Order(number, day, product, dice.randint(1, 4), _PRICES[product]))
-    for number in (17, 170):
-        orders[number - 1].price *= 100
-    return [
-        *orders,
-        *(Order(o.number, o.day, o.product, o.quantity, o.price) for o in (orders[41], orders[230])),
-    ]

@@ -1,4 +1,4 @@
-"""The story: start a run, kill its process in the middle of a step, go on in another one, see what held."""
+"""The story: start a run, kill its process half way, go on in another one, see what held."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from typing import Final
 
 import anyio
 
-from ..commit import StepRecord
 from ..errors import GraphkeepError
 from .events import Event
-from .graph import PredictSales
+from .shops import ADD_UP, CITIES
 from .telling import Telling, process, run_story
-from .verdict import Evidence, checks, recorded, steps_table, text_of_result
-from .view import Tone, View, new_view
+from .verdict import Evidence, checks, result, steps_table, surveyed
+from .view import View, new_view
 
-__all__ = ('WORKER', 'OneRun', 'run_demo')
+__all__ = ('WORKER', 'MappedRun', 'run_demo')
 
 WORKER: Final = (sys.executable, '-m', 'graphkeep.demo.worker')
 """The command that runs the graph; the store's file is put behind it."""
 
-_KILL_AFTER: Final = PredictSales.get_node_id(), 5  # the step, and how many pieces of it are done by then
-_LONG: Final = 10  # pieces from which on a step is worth a line on how far it is
+_KILL_AFTER: Final = len(CITIES) // 2  # shops that are saved
 
 
 def run_demo(
@@ -36,107 +34,122 @@ def run_demo(
         view: Where to tell it; by default the standard output.
         worker: The command that runs the graph in the store that is named behind it.
     """
-    return run_story(OneRun, directory, view=view or new_view(), command=worker)
+    return run_story(MappedRun, directory, view=view or new_view(), command=worker)
 
 
-class OneRun(Telling):
-    """Tells of one run."""
+class MappedRun(Telling):
+    """Tells of one run of a builder graph."""
 
-    query = 'SELECT seq, node_id, status, attempt FROM steps'
+    query = "SELECT seq, node_id, status, attempt FROM steps WHERE kind = 'task'"
+    read_next = 'docs/how-to/builder-graphs.md, how runs of such graphs are kept.'
 
     def tell(self) -> int:
         """Tell the story, and return the exit code."""
         self.view.say(
-            "A graph with six kinds of steps makes a small shop's monthly report. It runs in a process of "
-            'its own. That process is killed in the middle of a step, and a second one goes on.'
+            f'The orders of {len(CITIES)} shops are to be added up, all at the same time: a builder graph '
+            'maps a step over the shops, and each step adds its shop to the books, a state that they share. '
+            'It runs in a process of its own. That process is killed half way, and a second one goes on.'
         )
-        evidence = Evidence(self.file)
-        if not (self.first_process(evidence) and self.second_process(evidence)):
-            return 1
-        return self.ending(evidence)
+        evidence = Evidence()
+        try:
+            if not (self.first_process(evidence) and self.second_process(evidence)):
+                return 1
+            return self.ending(evidence)
+        except GraphkeepError as exc:
+            return self.broken(f'The store could not be read: {exc}')
 
     def first_process(self, evidence: Evidence) -> bool:
         """Start the run and kill its process; tell whether that could be done."""
         self.view.heading('1. A process starts the run')
+        killed = False
         with self.child('first-process') as child:
-            for event in child.events():
-                evidence.first.append(event)
-                self._report(event)
-                if (event.step, event.done) == _KILL_AFTER:
+            for event in child.events():  # those that it said before it was killed are read to the end
+                self._report(event, evidence.first)
+                if not killed and _saved(evidence.first) == _KILL_AFTER:
                     child.kill()
-                    evidence.killed = event
-                    break
-            code = child.wait()
-            if evidence.killed is None:
+                    killed = True
+            evidence.first_code = code = child.wait()
+            if not killed:
                 return self.gave_up('the first process', code, child.complaint())
-        evidence.first_code = code
-        step = evidence.killed.step
-        self.view.event(process(child.pid), f'KILLED with SIGKILL (kill -9), in the middle of {step}', 'bad')
-        if (records := self._load()) is None:
-            return False
-        evidence.when_killed = records
-        saved = sum(record.status == 'success' for record in records)
+        self.view.event(process(child.pid), 'KILLED with SIGKILL (kill -9)', 'bad')
+        evidence.when_killed = held = anyio.run(surveyed, self.file)
         self.view.say(
-            f'The process could not tidy up. The store holds {saved} finished steps, and {step}, still '
-            'marked as running.'
+            f'The process could not tidy up. In the store are {held.finished} finished shops, and books with '
+            f'{len(held.counted)} shops in them. It was in the middle of these, so many pieces of work far:'
         )
+        self.view.say(', '.join(_how_far(evidence)) + '.', indent=4)
         return True
 
     def second_process(self, evidence: Evidence) -> bool:
         """Let another process go on; tell whether it came to an end."""
         self.view.heading('2. A second process goes on: the same command again')
+        before = evidence.when_killed.finished
         with self.child('second-process') as child:
             for event in child.events():
-                evidence.second.append(event)
-                self._report(event)
+                self._report(event, evidence.second, before)
             if (code := child.wait()) != 0:
                 return self.gave_up('the second process', code, child.complaint())
         evidence.second_code = code
-        if (records := self._load()) is None:
-            return False
-        evidence.at_end = records
+        evidence.at_end = anyio.run(surveyed, self.file)
         return True
 
     def ending(self, evidence: Evidence) -> int:
         """Show what came of it, and return the exit code."""
         view = self.view
         view.heading('3. What happened')
-        columns, rows, marked = steps_table(evidence.at_end)
+        columns, rows, marked = steps_table(evidence.at_end.steps.values())
         view.table(columns, rows, marked=marked)
-        if evidence.killed is not None:
-            view.say(_why_twice(evidence.killed, evidence.when_killed))
+        self._why(evidence)
         view.heading('4. The result')
-        try:
-            evidence.result = anyio.run(text_of_result, self.file)
-        except GraphkeepError as exc:
-            return self.broken(f'The result could not be read: {exc}')
+        evidence.result = anyio.run(result, self.file)
         view.show(evidence.result)
         view.heading('5. What was promised, and whether it held')
         return self.verdict(checks(evidence))
 
-    def _report(self, event: Event) -> None:
-        texts: dict[str, tuple[str, Tone]] = {
-            'started': (f'{event.step} started', 'plain'),
-            'progress': (f'{event.step} {event.done} of {event.total} done', 'quiet'),
-            'saved': (f'{event.step} finished and saved', 'good'),
-            'waiting': ('waits, for it cannot be seen here that the first process is gone', 'quiet'),
-        }
-        if event.kind != 'progress' or (event.total >= _LONG and event.done % 5 == 0):
-            self.view.event(process(event.pid), *texts[event.kind])
+    def _report(self, event: Event, events: list[Event], before: int = 0) -> None:
+        """Tell what a process said, where that is worth a line, and put it with what it said before."""
+        events.append(event)
+        who = process(event.pid)
+        if event.kind == 'waiting':
+            self.view.event(who, 'waits, for it cannot be seen here that the first process is gone', 'quiet')
+        elif event.kind == 'started' and event.step != ADD_UP:
+            self.view.event(who, f'{event.step} started')
+        elif event.kind == 'progress' and sum(e.kind == 'progress' for e in events) == 1:
+            at_once = sum(e.kind == 'started' and e.step == ADD_UP for e in events)
+            self.view.event(who, f'{ADD_UP} started, for {at_once} shops at the same time')
+        elif event.kind == 'saved':
+            number = before + _saved(events)
+            text = f'{event.item} finished and saved, {number} of {len(CITIES)}'
+            self.view.event(who, f'{ADD_UP} {text}', 'good')
+        elif event.kind == 'finished':
+            self.view.event(who, 'the run finished and saved', 'good')
 
-    def _load(self) -> list[StepRecord] | None:
-        try:
-            return anyio.run(recorded, self.file)
-        except GraphkeepError as exc:
-            self.broken(f'The store could not be read: {exc}')
-            return None
+    def _why(self, evidence: Evidence) -> None:
+        again = {(event.step, event.item) for event in evidence.second if event.kind == 'started'}
+        not_again = [city for city in CITIES if (ADD_UP, city) in evidence.when_killed.saved - again]
+        self.view.say(
+            f'NOT run again: {_listed(not_again)}. They were saved before the kill, and the second process '
+            'never started them: it had their results, and the books with them, from the store.'
+        )
+        twice = [city for city in CITIES if (ADD_UP, city) in again and city not in not_again]
+        self.view.say(
+            f'Run again: {_listed(twice)}. They had begun and not ended when the first process was killed, '
+            'so there was no result to save. They ran again from their beginning.'
+        )
 
 
-def _why_twice(killed: Event, when_killed: Sequence[StepRecord]) -> str:
-    before = sum(record.status == 'success' for record in when_killed)
-    return (
-        f'{killed.step} ran twice: process {killed.pid} was killed while it ran, so it had no result to '
-        'save. The second process ran it again from its beginning, with the data from before it. '
-        f'The {before} steps that were finished by then were not run again: their results came from the '
-        'store.'
-    )
+def _saved(events: Sequence[Event]) -> int:
+    return sum(event.kind == 'saved' for event in events)
+
+
+def _how_far(evidence: Evidence) -> list[str]:
+    """Return how far the steps were that were in flight."""
+    done = {(event.step, event.item): event for event in evidence.first if event.total}
+    return [
+        f'{city} {done[step, city].done} of {done[step, city].total}' for step, city in evidence.in_flight
+    ]
+
+
+def _listed(cities: Sequence[str]) -> str:
+    *most, last = cities or ('none',)
+    return f'{", ".join(most)} and {last}' if most else last

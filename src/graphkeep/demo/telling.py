@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from .child import Child
-from .verdict import Check
+from .evidence import Check
 from .view import View
 
 __all__ = ('PATIENCE', 'Telling', 'process', 'run_story')
@@ -40,6 +40,8 @@ class Telling(ABC):
 
     query: ClassVar[str]
     """What a reader may ask the store."""
+    read_next: ClassVar[str] = 'docs/tutorial.md, from a first graph to a resumed run.'
+    """What to read next."""
 
     @abstractmethod
     def tell(self) -> int:
@@ -77,7 +79,7 @@ class Telling(ABC):
         view.show(str(self.file))
         view.say('Ask it with any SQLite client:')
         view.show(f'{_client()} {shlex.quote(str(self.file))} \\\n  "{self.query}"')
-        view.say('Read next: docs/tutorial.md, from a first graph to a resumed run.')
+        view.say(f'Read next: {self.read_next}')
 
 
 def _client() -> str:

@@ -1,10 +1,10 @@
-"""What was seen of one run and what is stored of it, and whether the two are what was promised."""
+"""What was seen of the run and what is stored of it, and whether the two are what was promised."""
 
 from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -12,160 +12,166 @@ from typing import Final, NamedTuple
 
 import anyio
 
-from ..commit import Attempt, StepRecord
-from ..errors import UnknownRunError
-from ..snapshots import EndSnapshot
-from ..sqlite import SqliteStore
+from graphkeep import SqliteStore, StepRecord, UnknownRunError, run_or_resume
+
 from .events import Event
-from .graph import ReadOrders, Report, report_graph, unwatched
+from .evidence import Check, attempts_at, process_of
+from .shops import ADD_UP, CITIES, LIST_SHOPS, MONTH, WRITE_REPORT, Books, shops_graph, unwatched
 from .worker import RUN
 
-__all__ = (
-    'Check',
-    'Evidence',
-    'attempts_at',
-    'checks',
-    'process_of',
-    'recorded',
-    'result_of',
-    'steps_table',
-    'text_of_result',
-    'uninterrupted',
-)
+__all__ = ('Evidence', 'Survey', 'checks', 'result', 'steps_table', 'surveyed', 'uninterrupted')
+
+_STEPS: Final = (LIST_SHOPS, ADD_UP, WRITE_REPORT)
+
+Unit = tuple[str, str]
+"""A step, and the city of the shop that it is run for, if any."""
+
+
+class Survey(NamedTuple):
+    """What a store holds of the run."""
+
+    steps: Mapping[Unit, StepRecord] = {}
+    """Each step, in the order of writing."""
+    counted: Sequence[str] = ()
+    """The shops that are in the stored books."""
+    ended: bool = False
+    """Whether the run has ended."""
+
+    @property
+    def saved(self) -> set[Unit]:
+        """The steps that have succeeded."""
+        return {unit for unit, record in self.steps.items() if record.status == 'success'}
+
+    @property
+    def finished(self) -> int:
+        """How many shops have been added up."""
+        return len(_cities(self.saved))
 
 
 @dataclass
 class Evidence:
     """What the processes said, and what the store held."""
 
-    file: Path
-    """The store."""
     first: list[Event] = field(default_factory=lambda: list[Event]())
     """What the first process said."""
     second: list[Event] = field(default_factory=lambda: list[Event]())
     """What the second process said."""
-    killed: Event | None = None
-    """The last that was heard of the first process before it was killed."""
     first_code: int | None = None
     """How the first process ended."""
     second_code: int | None = None
     """How the second process ended."""
-    when_killed: list[StepRecord] = field(default_factory=lambda: list[StepRecord]())
-    """What the store held of the run after the kill."""
-    at_end: list[StepRecord] = field(default_factory=lambda: list[StepRecord]())
-    """What the store held of it in the end."""
+    when_killed: Survey = field(default_factory=lambda: Survey())
+    """What the store held after the kill."""
+    at_end: Survey = field(default_factory=lambda: Survey())
+    """What it held in the end."""
     result: str | None = None
     """The result in the store."""
 
-
-class Check(NamedTuple):
-    """One promise, and whether it held."""
-
-    held: bool
-    text: str
+    @property
+    def in_flight(self) -> list[Unit]:
+        """The steps that the first process had begun, and whose end was not on record when it was killed."""
+        return [unit for unit in _units(self.first, 'started') if unit not in self.when_killed.saved]
 
 
-async def recorded(file: Path) -> list[StepRecord]:
-    """Return what the store holds of each step of the run; nothing if it does not know the run."""
+async def surveyed(file: Path) -> Survey:
+    """Return what a store holds of the run; nothing if it does not know it."""
     async with SqliteStore(file) as store:
+        persistence = store.run(RUN)
+        persistence.set_graph_types(shops_graph)
         try:
-            return await store.history(RUN)
+            records = await store.history(RUN)
+            books: Books = await persistence.last_state()
         except UnknownRunError:
-            return []
+            return Survey()
+    steps = {_unit(record): record for record in records if record.node_id in _STEPS}
+    return Survey(steps, books.shops, records[-1].kind == 'end')
 
 
-async def text_of_result(file: Path) -> str:
-    """Return the result that the store holds; empty if the run has not ended."""
+async def result(file: Path) -> str:
+    """Return the result that the store holds of a run that has ended."""
     async with SqliteStore(file) as store:
-        return await result_of(store, RUN)
+        # nothing is run: a finished run has its result returned
+        return await run_or_resume(shops_graph, deps=unwatched, persistence=store.run(RUN))
 
 
-async def result_of(store: SqliteStore, run_id: str) -> str:
-    """Return the result of a run; empty if it has not ended."""
-    persistence = store.run(run_id)
-    persistence.set_graph_types(report_graph)
-    last = await persistence.load_last()
-    return last.result.data if isinstance(last, EndSnapshot) else ''
-
-
-async def uninterrupted(state: Report) -> str:
-    """Return the result of a run that begins with this state and that nothing interrupts."""
-    result = await report_graph.run(ReadOrders(), state=state, deps=unwatched)
-    return result.output
+async def uninterrupted() -> str:
+    """Return the result of a run that nothing interrupts."""
+    return await shops_graph.run(state=Books(), inputs=MONTH, deps=unwatched)
 
 
 def checks(evidence: Evidence) -> list[Check]:
     """Return every promise with whether it held, as the processes said and as the store has it."""
-    step = evidence.killed.step if evidence.killed else 'a step'
-    saved = {r.seq: r for r in evidence.when_killed if r.status == 'success'}
-    ran = Counter(event.seq for event in (*evidence.first, *evidence.second) if event.kind == 'started')
-    twice = [seq for seq, times in ran.items() if times != 1]
-    interrupted = [r.seq for r in evidence.when_killed if r.status == 'running']
-    running = [r.node_id for r in evidence.when_killed if r.status == 'running']
-    at_end = {record.seq: record for record in evidence.at_end}
+    then, now = evidence.when_killed, evidence.at_end
+    in_flight, before = set(evidence.in_flight), _cities(then.saved)
+    again = Counter(_units(evidence.second, 'started'))
+    told = set(_units(evidence.first, 'saved'))
     return [
         Check(
-            evidence.first_code == -signal.SIGKILL and running == [step],
-            f'The first process was killed while {step} ran',
+            evidence.first_code == -signal.SIGKILL and bool(before) and bool(in_flight),
+            f'The first process was killed while it ran the steps of {len(in_flight)} shops',
         ),
         Check(
-            bool(saved)
-            and not any(event.seq in saved for event in evidence.second)
-            and all(at_end.get(seq) == record for seq, record in saved.items()),
-            f'None of the {len(saved)} steps finished before that was run again',
+            bool(told) and told <= then.saved,
+            'What it had said to be saved was in the store',
         ),
         Check(
-            twice == interrupted
-            and [seq for seq, record in at_end.items() if record.attempt > 1] == interrupted
-            and all(at_end[seq].attempt == 2 == ran[seq] for seq in interrupted),
-            f'Exactly one step ran twice: {step}',
+            bool(before) and sorted(then.counted) == sorted(before),
+            f'The books in the store had the {len(before)} shops saved by then in them, and no other',
+        ),
+        Check(
+            bool(before)
+            and not then.saved & again.keys()
+            and all(now.steps.get(unit) == then.steps[unit] for unit in then.saved),
+            f'None of these {len(before)} shops was added up again',
+        ),
+        Check(
+            bool(in_flight)
+            and all(again[unit] == 1 for unit in in_flight)
+            and {unit for unit, record in now.steps.items() if record.attempt > 1} == in_flight,
+            f'Each of the {len(in_flight)} shops in flight was, once',
         ),
         Check(
             evidence.second_code == 0
-            and bool(evidence.at_end)
-            and evidence.at_end[-1].kind == 'end'
-            and all(record.status == 'success' for record in evidence.at_end),
-            'Every step is finished, and so is the run',
+            and now.ended
+            and len(now.steps) == len(CITIES) + 2
+            and now.saved == set(now.steps)
+            and sorted(now.counted) == sorted(CITIES),
+            'Every step is finished, each shop is in the books once, and the run has ended',
         ),
         Check(
-            bool(evidence.result) and evidence.result == anyio.run(uninterrupted, Report()),
+            bool(evidence.result) and evidence.result == anyio.run(uninterrupted),
             'The result is the one of a run that nobody interrupts',
         ),
     ]
 
 
 def steps_table(
-    records: Sequence[StepRecord],
+    records: Iterable[StepRecord],
 ) -> tuple[Sequence[str], Sequence[Sequence[str]], frozenset[int]]:
-    """Return columns, rows (one for each attempt at a step), and the positions of those that ran twice."""
-    columns = ('Step', 'Status', 'Attempt', 'Start (UTC)', 'Duration', 'Process')
+    """Return columns, rows (one for each step), and the positions of those that ran more than once."""
+    columns = ('Step', 'Shop', 'Status', 'Attempts', 'Start (UTC)', 'Duration', 'Process')
     rows: list[tuple[str, ...]] = []
     marked: set[int] = set()
-    for record in (record for record in records if record.kind == 'node'):
-        for number, attempt in enumerate(attempts_at(record), start=1):
-            if record.attempt > 1:
-                marked.add(len(rows))
-            rows.append((f'{record.seq} {record.node_id}', *_cells(attempt, f'{number} of {record.attempt}')))
+    for record in records:
+        if record.attempt > 1:
+            marked.add(len(rows))
+        times = _clock(record.start_ts), _seconds(record.duration)
+        process = process_of(attempts_at(record)[-1]) or '-'
+        step, city = _unit(record)
+        rows.append((step, city or '-', record.status, f'{record.attempt}', *times, process))
     return columns, rows, frozenset(marked)
 
 
-_STATUS: Final = {'recovered': 'interrupted', 'released': 'interrupted'}
+def _units(events: Iterable[Event], kind: str) -> list[Unit]:
+    return [(event.step, event.item) for event in events if event.kind == kind]
 
 
-def attempts_at(record: StepRecord) -> Sequence[Attempt | StepRecord]:
-    """Return the ended attempts, and the record itself for one that has not ended or not begun."""
-    return record.attempts if record.status in ('success', 'error') else (*record.attempts, record)
+def _unit(record: StepRecord) -> Unit:
+    return record.node_id, CITIES[record.path[-1][1]] if record.path else ''
 
 
-def _cells(attempt: Attempt | StepRecord, number: str) -> Sequence[str]:
-    outcome = attempt.status if isinstance(attempt, StepRecord) else attempt.outcome
-    times = _clock(attempt.start_ts), _seconds(attempt.duration)
-    return _STATUS.get(outcome, outcome), number, *times, process_of(attempt) or '-'
-
-
-def process_of(attempt: Attempt | StepRecord) -> str:
-    """Return the id of the process that an attempt was run by; empty if that is not known."""
-    return (attempt.owner or '').partition(' on ')[0].removeprefix('process ')
+def _cities(units: Iterable[Unit]) -> list[str]:
+    return [city for step, city in units if step == ADD_UP]
 
 
 def _clock(moment: datetime | None) -> str:

@@ -164,6 +164,7 @@ class StoreMachine(ComparedStore):
         if how == 'again':  # a node that returns itself keeps its id
             set_snapshot_id(self._next, hold.snapshot_id)
         outcome = self._outcome(partial(self._end_node, hold, how))
+        self._do(hold.persistence.release())  # a run that was claimed is kept, also between its steps
         failed: dict[str, type[BaseException]] = {'fail': Trouble, 'interrupt': Stop}
         run = self._mine(hold)
         if run is None:

@@ -148,7 +148,7 @@ class Model:
         source = self.runs[run_id]
         rows = [row.copy() for row in source.rows]
         if rows[-1].is_open:
-            rows[-1].status = 'created'
+            rows[-1].give_back('recovered')
         self.runs[into] = ModelRun(rows, source.created, source.tags, source.parent)
 
     def prune(self, before: datetime, keep_last: int, *, only_finished: bool) -> tuple[int, int]:

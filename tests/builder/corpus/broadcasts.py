@@ -109,7 +109,9 @@ def broadcast_straight_into_joins() -> Graph[None, None, str, int]:
     return g.build()
 
 
-@case('map', 'broadcast', 'several joins under one fork', state=Counts, inputs=[1, 2, 3])
+@case(
+    'map', 'broadcast', 'several joins under one fork', state=Counts, inputs=[1, 2, 3], resumes_since=(2, 50)
+)
 def broadcast_within_map() -> Graph[Counts, None, list[int], int]:
     g = GraphBuilder(state_type=Counts, input_type=list[int], output_type=int)
 

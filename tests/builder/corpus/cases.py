@@ -107,6 +107,10 @@ def _nothing() -> None:
     return None
 
 
+def _host() -> tuple[int, ...]:
+    return tuple(int(part) for part in version('pydantic-graph').split('.')[:3])
+
+
 @dataclass(frozen=True)
 class Case:
     """A graph of the corpus. However its tasks are scheduled, its normalised result is the same."""
@@ -129,6 +133,9 @@ class Case:
     """The types of values that the graph does not name itself."""
     since: tuple[int, ...] = (0,)
     """The first version of the host that runs it right."""
+    resumes_since: tuple[int, ...] = (0,)
+    """The first version of the host that goes on with it right: before 2.50 the host itself may close a join
+    within a fork too early, if much of what leads to it is done already."""
 
     def inputs(self) -> Any:
         """Return inputs that nobody else has, for there are steps that change theirs."""
@@ -137,7 +144,12 @@ class Case:
     @property
     def runs_here(self) -> bool:
         """Whether the installed host runs it right."""
-        return tuple(int(part) for part in version('pydantic-graph').split('.')[:3]) >= self.since
+        return _host() >= self.since
+
+    @property
+    def resumes_here(self) -> bool:
+        """Whether the installed host goes on with it right."""
+        return self.runs_here and _host() >= self.resumes_since
 
     def __repr__(self) -> str:
         return f'<{self.name}>'
@@ -155,6 +167,7 @@ def case(
     normalise: Callable[[Any, Any], Any] = _as_they_are,
     types: tuple[Any, ...] = (),
     since: tuple[int, ...] = (0,),
+    resumes_since: tuple[int, ...] = (0,),
 ) -> Callable[
     [Callable[[], Graph[Any, Any, Any, Any]]],
     Callable[[], Graph[Any, Any, Any, Any]],
@@ -165,7 +178,9 @@ def case(
         name = build.__name__
         if name in CASES:
             raise ValueError(f'there are two cases named {name}')
-        CASES[name] = Case(name, build, frozenset(kinds), state, inputs, deps, normalise, types, since)
+        CASES[name] = Case(
+            name, build, frozenset(kinds), state, inputs, deps, normalise, types, since, resumes_since
+        )
         return build
 
     return register

@@ -15,7 +15,14 @@ from pydantic_graph.graph_builder import Graph
 from .cases import Counts, case, in_any_order, pause
 
 
-@case('join with state access', 'nested map', 'parent fork id', state=Counts, inputs=[[1, 2], [3], [4, 5]])
+@case(
+    'join with state access',
+    'nested map',
+    'parent fork id',
+    state=Counts,
+    inputs=[[1, 2], [3], [4, 5]],
+    resumes_since=(2, 50),
+)
 def joins_that_change_the_state_inside_one_another() -> Graph[Counts, None, list[list[int]], int]:
     g = GraphBuilder(state_type=Counts, input_type=list[list[int]], output_type=int)
 
@@ -118,7 +125,14 @@ def a_join_for_each_branch() -> Graph[Counts, None, list[int], int]:
     return g.build()
 
 
-@case('join inside join', 'nested map', 'parent fork id', state=Counts, inputs=[[1, 2], [3, 4, 5]])
+@case(
+    'join inside join',
+    'nested map',
+    'parent fork id',
+    state=Counts,
+    inputs=[[1, 2], [3, 4, 5]],
+    resumes_since=(2, 50),
+)
 def joins_by_their_parent_forks() -> Graph[Counts, None, list[list[int]], int]:
     g = GraphBuilder(state_type=Counts, input_type=list[list[int]], output_type=int)
 
@@ -157,7 +171,12 @@ def joins_by_their_parent_forks() -> Graph[Counts, None, list[list[int]], int]:
 
 
 @case(
-    'join inside join', 'preferred parent fork', 'nested map', state=Counts, inputs=[[[1], [2, 3]], [[4, 5]]]
+    'join inside join',
+    'preferred parent fork',
+    'nested map',
+    state=Counts,
+    inputs=[[[1], [2, 3]], [[4, 5]]],
+    resumes_since=(2, 50),
 )
 def three_joins_inside_one_another() -> Graph[Counts, None, list[list[list[int]]], int]:
     g = GraphBuilder(state_type=Counts, input_type=list[list[list[int]]], output_type=int)
@@ -195,7 +214,15 @@ def three_joins_inside_one_another() -> Graph[Counts, None, list[list[list[int]]
     return g.build()
 
 
-@case('preferred parent fork', 'several ends', 'map', state=Counts, inputs=[2, 2], normalise=in_any_order)
+@case(
+    'preferred parent fork',
+    'several ends',
+    'map',
+    state=Counts,
+    inputs=[2, 2],
+    normalise=in_any_order,
+    resumes_since=(2, 50),
+)
 def join_for_each_of_a_broadcast() -> Graph[Counts, None, list[int], list[int]]:
     """Two maps side by side, each with its join, joined in turn."""
     g = GraphBuilder(state_type=Counts, input_type=list[int], output_type=list[int])

@@ -249,7 +249,16 @@ def broadcast_and_join_in_a_loop() -> Graph[Counts, None, int, int]:
     return g.build()
 
 
-@case('loop in map', 'join in loop', 'nested map', 'join inside join', 'loop', state=Counts, inputs=[1, 2])
+@case(
+    'loop in map',
+    'join in loop',
+    'nested map',
+    'join inside join',
+    'loop',
+    state=Counts,
+    inputs=[1, 2],
+    resumes_since=(2, 50),
+)
 def map_and_join_in_a_loop_in_a_map() -> Graph[Counts, None, list[int], int]:
     g = GraphBuilder(state_type=Counts, input_type=list[int], output_type=int)
 

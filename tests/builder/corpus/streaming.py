@@ -152,7 +152,15 @@ def empty_stream() -> Graph[Counts, None, int, int]:
     return g.build()
 
 
-@case('streaming', 'async map', 'nested map', 'join inside join', state=Counts, inputs=[2, 0, 3])
+@case(
+    'streaming',
+    'async map',
+    'nested map',
+    'join inside join',
+    state=Counts,
+    inputs=[2, 0, 3],
+    resumes_since=(2, 50),
+)
 def streams_in_a_map() -> Graph[Counts, None, list[int], int]:
     """A stream for each item, joined for itself."""
     g = GraphBuilder(state_type=Counts, input_type=list[int], output_type=int)

@@ -1,0 +1,90 @@
+"""The connections that read one SQLite file: one for each thread."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .sqlopen import open_file, translated
+
+__all__ = ('Readers', 'roll_back')
+
+
+class Readers:
+    """A connection for each thread that reads."""
+
+    def __init__(self, path: Path, *, durable: bool):
+        self._path = path
+        self._durable = durable
+        # by the thread itself: its number may be another one's as soon as it has ended
+        self._readers: dict[threading.Thread, _Reader] = {}
+
+    def ready(self, thread: threading.Thread) -> bool:
+        """Whether this thread has a connection that nobody is using, so that there is nothing to wait for."""
+        reader = self._readers.get(thread)
+        return reader is not None and reader.db is not None and not reader.mutex.locked()
+
+    @contextmanager
+    def reading(self, thread: threading.Thread | None = None) -> Generator[sqlite3.Connection]:
+        """Give a connection that reads the store as it is at one moment.
+
+        Args:
+            thread: Whose connection to use, and to leave open; the calling thread's unless told otherwise.
+        """
+        with self.connected(thread or threading.current_thread()) as db, translated(self._path, 'read'):
+            db.execute('BEGIN')
+            try:
+                yield db
+            finally:
+                roll_back(db)
+
+    @contextmanager
+    def connected(self, thread: threading.Thread) -> Generator[sqlite3.Connection]:
+        """Give the connection of a thread, alone."""
+        reader = self._reader(thread)
+        with reader.mutex:
+            if (db := reader.db) is None:
+                with translated(self._path, 'read'):
+                    db = reader.db = open_file(self._path, durable=self._durable)
+            yield db
+
+    def close(self) -> None:
+        """Close every connection; each is opened again when its thread reads again."""
+        for reader in list(self._readers.values()):
+            reader.close()
+
+    def connections(self) -> list[sqlite3.Connection | None]:
+        """Return the connections."""
+        return [reader.db for reader in list(self._readers.values())]
+
+    def _reader(self, thread: threading.Thread) -> _Reader:
+        if (reader := self._readers.get(thread)) is None:
+            for gone in [thread for thread in list(self._readers) if not thread.is_alive()]:
+                if (reader := self._readers.pop(gone, None)) is not None:  # another thread may be faster
+                    reader.close()
+            reader = self._readers.setdefault(thread, _Reader())
+        return reader
+
+
+class _Reader:
+    """A connection of one thread, for reading."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.Lock()
+        self.db: sqlite3.Connection | None = None
+
+    def close(self) -> None:
+        with self.mutex:
+            db, self.db = self.db, None
+            if db is not None:
+                db.close()
+
+
+def roll_back(db: sqlite3.Connection) -> None:
+    """Undo what was begun, if anything was."""
+    if db.in_transaction:
+        with suppress(sqlite3.Error):
+            db.execute('ROLLBACK')

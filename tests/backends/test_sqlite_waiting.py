@@ -1,0 +1,336 @@
+"""A SQLite store where somebody waits: for a lock, a thread, a turn, or a connection."""
+
+from __future__ import annotations
+
+import _thread
+import sqlite3
+import threading
+import time
+import traceback
+from collections.abc import Generator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from graphkeep import LockTimeoutError, SqliteStore, StorageError
+from graphkeep.backend import Turn
+from graphkeep.commit import Commit, Receipt
+from graphkeep.sqldb import Database
+from tests.backends.sqlfaults import failing, watch
+from tests.backends.stores import Count, Tally, begin, count_up
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Be the path of a store that does not exist yet."""
+    return tmp_path / 'runs.db'
+
+
+def database(store: SqliteStore) -> Database:
+    """Return what is below a store."""
+    return cast('Any', store)._database
+
+
+@contextmanager
+def locked(path: Path) -> Generator[None]:
+    """Hold the file's lock from another connection."""
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute('BEGIN IMMEDIATE')
+        yield
+        other.execute('ROLLBACK')
+
+
+# ------------------------------------------------------------------------------------------------- the lock
+
+
+@pytest.mark.parametrize('seconds', [0, 0.1])
+async def test_wait_for_this_process(path: Path, seconds: float):
+    """Who waits for another thread of this process waits no longer than for another process."""
+    async with SqliteStore(path, busy_timeout=seconds) as store:
+        await begin(store, 'run')
+        begun = time.monotonic()
+        with database(store)._mutex, anyio.fail_after(5), pytest.raises(LockTimeoutError):
+            await store.delete('run')
+        assert seconds <= time.monotonic() - begun < seconds + 2
+        assert await store.delete('run')
+
+
+async def test_one_wait_for_both(path: Path):
+    """What was waited for this process's threads is not waited once more for another process."""
+    async with SqliteStore(path, busy_timeout=0.6) as store:
+        await begin(store, 'run')
+        mutex, begun = database(store)._mutex, time.monotonic()
+        with locked(path):
+            mutex.acquire()
+            threading.Timer(0.4, mutex.release).start()
+            with pytest.raises(LockTimeoutError):
+                await store.delete('run')
+        assert time.monotonic() - begun < 0.95
+
+
+async def test_wait_without_end(path: Path):
+    """A store may be told to wait for ever."""
+    async with SqliteStore(path, busy_timeout=float('inf')) as store:
+        await begin(store, 'run')
+        assert await store.delete('run')
+
+
+# ----------------------------------------------------------------------------------------------- the threads
+
+
+async def test_other_stores_do_not_wait(path: Path):
+    """However many verbs wait for one store, others go on, and so does what reads that one."""
+    async with SqliteStore(path) as store, SqliteStore(path.with_name('other.db')) as other:
+        await begin(store, 'run')
+        await begin(other, 'run')
+        async with anyio.create_task_group() as tasks:
+            with locked(path):
+                for number in range(50):
+                    tasks.start_soon(store.delete, f'{number}')
+                await anyio.sleep(0.05)
+                with anyio.fail_after(3):
+                    assert [info.id for info in await other.runs()] == ['run']
+                    assert await other.delete('run')
+                    assert [info.id for info in await store.runs()] == ['run']
+
+
+# ------------------------------------------------------------------------------------------ the connections
+
+
+async def test_connection_opened_while_closing(path: Path):
+    """A connection that a thread opens while the store is closed is closed with the next closing."""
+    async with SqliteStore(path) as store:
+        await begin(store, 'run')
+        readers = database(store).readers
+        with readers.reading():
+            pass
+        reader = cast('Any', readers)._reader(threading.current_thread())
+        await store.aclose()
+        assert reader.db is None
+        with readers.reading():
+            pass
+        assert cast('Any', readers)._reader(threading.current_thread()) is reader
+        await store.aclose()
+        assert readers.connections() == [None]
+
+
+async def test_connections_of_dead_threads(path: Path):
+    """The connection of a thread that has ended is closed, and that of one that lives never is."""
+    async with SqliteStore(path) as store:
+        await begin(store, 'run')
+        readers = database(store).readers
+        await store.aclose()
+        cast('Any', readers)._readers.clear()
+        used, go, ended = threading.Event(), threading.Event(), threading.Event()
+        outcomes: list[object] = []
+
+        def foreign() -> None:  # one that `threading` has not started, as an embedding program has
+            try:
+                with readers.reading() as db:
+                    used.set()
+                    go.wait(10)
+                    outcomes.append(db.execute('SELECT id FROM runs').fetchall())
+            except Exception as exc:
+                outcomes.append(exc)
+            ended.set()
+
+        def read() -> None:
+            with readers.reading():
+                pass
+
+        _thread.start_new_thread(foreign, ())
+        assert used.wait(10)
+        for _ in range(3):
+            thread = threading.Thread(target=read, daemon=True)
+            thread.start()
+            thread.join(5)
+            assert not thread.is_alive(), 'it waits for a connection that is in use'
+        assert len(readers.connections()) == 2
+        go.set()
+        assert ended.wait(10)
+        assert outcomes == [[('run',)]]
+
+
+async def test_first_look_is_not_on_the_loop(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The connection with which an event loop's thread reads is opened by another thread, once."""
+    opened: list[threading.Thread] = []
+    real = cast('Any', sqlite3).connect
+
+    def connect(*args: Any, **options: Any) -> Any:
+        opened.append(threading.current_thread())
+        return real(*args, **options)
+
+    watch(monkeypatch)
+    monkeypatch.setattr('graphkeep.sqlopen.sqlite3.connect', connect)
+    async with SqliteStore(path) as store:
+        await begin(store, 'run')
+        persistence: Any = store.run('run')
+        read: list[threading.Thread] = []
+        tail = persistence._backend._tail
+
+        def noted(thread: threading.Thread) -> Any:
+            read.append(threading.current_thread())
+            return tail(thread)
+
+        monkeypatch.setattr(persistence._backend, '_tail', noted)
+        await store.aclose()
+        await store.delete('other')  # the writer is open again
+        for _ in range(3):
+            await persistence._tail()
+        here = threading.current_thread()
+        assert here not in opened
+        assert [thread is here for thread in read] == [False, True, True]
+
+
+# ------------------------------------------------------------------------------------------------- the queue
+
+
+async def test_errors_of_their_own(path: Path):
+    """Each of those who waited in vain together gets an error of its own."""
+    async with SqliteStore(path, busy_timeout=0.1) as store:
+        await begin(store, 'run')
+        errors: list[BaseException] = []
+
+        async def append(number: int) -> None:
+            persistence = store.run(f'{number}')
+            persistence.set_graph_types(count_up)
+            try:
+                await persistence.snapshot_node(Tally(), Count())
+            except LockTimeoutError as exc:
+                errors.append(exc)
+
+        with locked(path):
+            async with anyio.create_task_group() as tasks:
+                for number in range(5):
+                    tasks.start_soon(append, number)
+        assert len({id(exc) for exc in errors}) == 5
+        lengths = [len(traceback.extract_tb(exc.__traceback__)) for exc in errors]
+        assert max(lengths) == min(lengths)
+        assert len({str(exc) for exc in errors}) == 1
+
+
+async def test_doubts_of_their_own(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A disk that has failed once is told to each with an error of its own."""
+
+    def fdatasync(fd: int) -> None:
+        raise OSError(5, 'Input/output error')
+
+    async with SqliteStore(path, durability='full') as store:
+        await begin(store, 'run')
+        monkeypatch.setattr('graphkeep.sqldb.os.fdatasync', fdatasync)
+        causes: list[BaseException | None] = []
+        for number in range(4):
+            with pytest.raises(StorageError) as caught:
+                await store.fork('run', into=f'{number}')
+            causes.append(caught.value.__cause__)
+        assert len({id(cause) for cause in causes}) == 4
+        assert {(type(cause), cast('Any', cause).errno) for cause in causes} == {(OSError, 5)}
+
+
+class Barred(Turn):
+    """A turn that cannot be entered before it is let in."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+        self.barred = True
+
+    def enter(self, *, wait: bool) -> bool:
+        self.tries += 1
+        return not self.barred
+
+    def leave(self) -> None:
+        pass
+
+    def open(self) -> Commit:
+        return Commit()
+
+    def settle(self, receipt: Receipt) -> None:
+        pass
+
+    def fail(self, exc: Exception) -> None:
+        pass
+
+
+class Nothing:
+    """A commit that writes nothing."""
+
+    def __init__(self, turn: Turn):
+        self.turn = turn
+
+    def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
+        return Receipt()
+
+    def accept(self) -> None:
+        pass
+
+    def reject(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize('barred', [True, False])
+async def test_turn_that_does_not_come(path: Path, barred: bool):
+    """A commit whose turn does not come is tried again in peace, and given up in time; others are made."""
+    async with SqliteStore(path, busy_timeout=0.5) as store:
+        await begin(store, 'run')
+        turn = Barred()
+        waiting: Future[Receipt] = database(store).queue(Nothing(turn))
+        await anyio.sleep(0.1)
+        assert await store.delete('run'), 'others should not wait for it'
+        turn.barred = barred
+        await anyio.to_thread.run_sync(waiting.exception, 5)
+        assert isinstance(waiting.exception(), LockTimeoutError if barred else type(None))
+        assert turn.tries < 60, 'it is tried again and again without a pause'
+
+
+# ---------------------------------------------------------------------------------------------- what is known
+
+
+async def test_view_of_a_transaction_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a commit that writes nothing has seen within a transaction counts only if that is made."""
+    statements = watch(monkeypatch)
+    async with SqliteStore(path) as store:
+        await begin(store, 'run')
+        one, two = cast('Any', store.run('run')), cast('Any', store.run('run'))
+        two.set_graph_types(count_up)
+        row = two._row(_node(Tally(), Count(2)))
+
+        def fail(sql: str) -> None:
+            if sql == 'COMMIT':
+                raise failing(sqlite3.SQLITE_FULL, 'database or disk is full')
+
+        def both(db: sqlite3.Connection) -> None:
+            two_ = _staged(two)
+            two_.run(db, Commit(rows=[row]))
+            staged.append(_staged(one))
+            staged[0].run(db, Commit())
+
+        staged: list[Any] = []
+        statements.hook = fail
+        with pytest.raises(StorageError):
+            database(store).write(both)
+        statements.hook = statements.nothing
+        staged[0].reject()
+        assert one._backend._view is None, 'it knows what was never made'
+        database(store).write(lambda db: staged[0].run(db, Commit()))
+        staged[0].accept()
+        made: Any = one._backend._view
+        assert made.last == 1
+
+
+def _node(state: Any, node: Any) -> Any:
+    from graphkeep import NodeSnapshot
+
+    return NodeSnapshot(state=state, node=node)
+
+
+def _staged(persistence: Any) -> Any:
+    from graphkeep.sqlrun import _Staged
+
+    return _Staged(persistence._backend, None)
