@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -13,6 +12,7 @@ from typing_inspection import typing_objects
 
 from .declared import hints_of
 from .errors import UnsupportedTypeError
+from .values import NATIVE
 
 __all__ = ('named_in', 'signature_hints')
 
@@ -20,8 +20,8 @@ __all__ = ('named_in', 'signature_hints')
 def named_in(hints: Iterable[Any]) -> list[Any]:
     """Return the classes, or parametrised classes, of users and packages that are anywhere in annotations.
 
-    What the fields of a dataclass, model, `NamedTuple` or `TypedDict` name is named, too. Classes of the
-    standard library are left out.
+    What the fields of a dataclass, model, `NamedTuple` or `TypedDict` name is named, too. Classes whose
+    values go by themselves are left out.
     """
     found: list[Any] = []
     seen: list[Any] = []
@@ -33,7 +33,7 @@ def named_in(hints: Iterable[Any]) -> list[Any]:
         seen.append(hint)
         origin = get_origin(hint)
         cls = origin or hint
-        if isinstance(cls, type) and not _is_standard(cls):
+        if isinstance(cls, type) and not _goes_by_itself(cls):
             if not any(type(hint) is type(other) and hint == other for other in found):
                 found.append(hint)
             todo += _held_by(cls)
@@ -42,7 +42,9 @@ def named_in(hints: Iterable[Any]) -> list[Any]:
         elif typing_objects.is_typealiastype(cls):
             todo.append(cls.__value__)
             todo += get_args(hint)
-        elif not typing_objects.is_literal(origin):
+        elif typing_objects.is_literal(origin):
+            todo += map(type, get_args(hint))
+        else:
             todo += _arguments(hint)
         supertype = getattr(hint, '__supertype__', None)  # of a `NewType`
         if supertype is not None:
@@ -98,9 +100,8 @@ def _held_by(cls: type[Any]) -> list[Any]:
     return []
 
 
-def _is_standard(cls: type) -> bool:
-    root = cls.__module__.partition('.')[0]
-    return (
-        root in ('builtins', 'typing', 'typing_extensions', 'pydantic_graph')
-        or root in sys.stdlib_module_names
+def _goes_by_itself(cls: type) -> bool:
+    """Whether a class needs not be named, or its values are no data."""
+    return cls in NATIVE or cls.__module__.partition('.')[0] in (
+        *('builtins', 'typing', 'typing_extensions', 'pydantic_graph', 'types'),
     )

@@ -21,22 +21,27 @@ import fractions
 import ipaddress
 import math
 import pathlib
+import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final, cast, get_origin
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from .codec import Refusal, Shape
+from .errors import UnsupportedTypeError
 from .faithful import difference
 from .parts import shown
 
-__all__ = ('ValueCodec',)
+__all__ = ('NATIVE', 'ValueCodec')
 
 _TYPE: Final = '$'
 _IS: Final = 'is'
+_AROUND: Final = 10  # levels that there may be around a value where it is stored
+_SURE: Final = 150  # levels that JSON can be read with in any case; pydantic stops at about 200
+_LONG: Final = re.compile(rb'\d{4300}')  # more digits than Python makes a number of
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
 
 
@@ -70,9 +75,15 @@ class ValueCodec:
             Refusal: if it holds something of another type, or something that would not be loaded as it is.
         """
         try:
-            return self._write(value, root, verify)
+            text = self._write(value, root, verify)
         except RecursionError:
             raise Refusal(root, 'holds itself, or is nested too deeply: store data that is a tree') from None
+        if text.count(b'[') + text.count(b'{') > _SURE or _LONG.search(text):
+            try:
+                from_json(b'%b%b%b' % (b'[' * _AROUND, text, b']' * _AROUND))
+            except ValueError as exc:  # nested too deeply, or a number of too many digits
+                raise Refusal(root, f'could not be read again ({exc}): store something simpler') from None
+        return text
 
     # --------------------------------------------------------------------------------------------- writing
 
@@ -83,7 +94,7 @@ class ValueCodec:
         if cls is float:
             return to_json(value) if math.isfinite(value) else _tagged('float', _quoted(repr(value)))
         if cls in self._aliases:
-            return _tagged(_name(cls), self._shape(cls).write(root, value, verify))
+            return self._write_named(value, cls, root, verify)
         if cls is list:
             return self._write_items(value, root, verify)
         if cls is dict:
@@ -100,6 +111,13 @@ class ValueCodec:
         if (shape := _STANDARD.get(cls)) is not None:
             return _tagged(cls.__name__, shape.write(root, value, verify))
         raise Refusal(root, _unknown(cls))
+
+    def _write_named(self, value: Any, cls: type, root: str, verify: bool) -> bytes:
+        try:
+            shape = self._shape(cls)
+        except UnsupportedTypeError as exc:
+            raise Refusal(root, f'is of a type that cannot be stored: {exc}') from exc
+        return _tagged(_name(cls), shape.write(root, value, verify))
 
     def _write_items(self, items: Iterable[Any], root: str, verify: bool) -> bytes:
         items = list(items)
@@ -197,6 +215,7 @@ _WRITTEN: Final[dict[type, Callable[[Any], str]]] = {
     complex: repr,
     range: lambda value: f'{value.start} {value.stop} {value.step}',
     fractions.Fraction: str,
+    decimal.Decimal: str,
 }
 _MADE: Final[dict[str, Callable[[Any], Any]]] = {
     'float': float,
@@ -210,6 +229,7 @@ _MADE: Final[dict[str, Callable[[Any], Any]]] = {
     'complex': complex,
     'range': lambda text: range(*map(int, text.split())),
     'Fraction': fractions.Fraction,
+    'Decimal': decimal.Decimal,
 }
 _STANDARD: Final[dict[type, Shape]] = {
     cls: Shape('type', cls, cls, difference)
@@ -218,7 +238,6 @@ _STANDARD: Final[dict[type, Shape]] = {
         datetime.date,
         datetime.time,
         datetime.timedelta,
-        decimal.Decimal,
         uuid.UUID,
         ipaddress.IPv4Address,
         ipaddress.IPv6Address,
@@ -227,3 +246,5 @@ _STANDARD: Final[dict[type, Shape]] = {
     )
 } | {type(pathlib.Path()): Shape('type', pathlib.Path, pathlib.Path, difference)}
 _BY_NAME: Final = {cls.__name__: shape for cls, shape in _STANDARD.items()}
+NATIVE: Final = frozenset({*_PLAIN, float, list, dict, deque, *_ITERABLES, *_WRITTEN, *_STANDARD})
+"""Classes whose values go by themselves."""
