@@ -83,7 +83,7 @@ def types(session: nox.Session, major: str) -> None:
         session.run('pyright')
     # from there, for pyright's own configuration there: the main one leaves out what only one host has
     with session.chdir('tests/typing'):
-        session.run('pyright', 'both_hosts.py', f'host_{major}.py')
+        session.run('pyright', 'both_hosts.py', 'builder_graphs.py', f'host_{major}.py')
         session.run('mypy', '--config-file=../../pyproject.toml', 'both_hosts.py', f'host_{major}.py')
 
 

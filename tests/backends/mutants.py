@@ -154,7 +154,7 @@ class TestForgetsToGiveUp(Mutant):
 
 class ForAll(_MemoryRun):
     def tail(self) -> Tail:
-        rows, open_, ownership = super().tail()
+        rows, open_, ownership, last = super().tail()
         shown = [
             Row(
                 row.record._replace(status='created') if row.record.status == 'pending' else row.record,
@@ -162,7 +162,7 @@ class ForAll(_MemoryRun):
             )
             for row in rows
         ]
-        return Tail(shown, open_, ownership)
+        return Tail(shown, open_, ownership, last)
 
     def commit(self, commit: Commit) -> Receipt:
         try:

@@ -174,11 +174,12 @@ async def test_first_look_is_not_on_the_loop(path: Path, monkeypatch: pytest.Mon
         persistence: Any = store.run('run')
         read: list[threading.Thread] = []
         tail = persistence._backend._tail
-        monkeypatch.setattr(
-            persistence._backend,
-            '_tail',
-            lambda thread: read.append(threading.current_thread()) or tail(thread),
-        )
+
+        def noted(thread: threading.Thread) -> Any:
+            read.append(threading.current_thread())
+            return tail(thread)
+
+        monkeypatch.setattr(persistence._backend, '_tail', noted)
         await store.aclose()
         await store.delete('other')  # the writer is open again
         for _ in range(3):
@@ -319,7 +320,8 @@ async def test_view_of_a_transaction_that_fails(path: Path, monkeypatch: pytest.
         assert one._backend._view is None, 'it knows what was never made'
         database(store).write(lambda db: staged[0].run(db, Commit()))
         staged[0].accept()
-        assert one._backend._view.last == 1
+        made: Any = one._backend._view
+        assert made.last == 1
 
 
 def _node(state: Any, node: Any) -> Any:

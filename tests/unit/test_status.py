@@ -9,12 +9,12 @@ import pytest
 
 from graphkeep import SnapshotStatus, SnapshotStatusError, StepRecord, status
 from graphkeep.commit import StatusChange
-from graphkeep.status import RECOVER, RELEASE, RETRY, START, TRANSITIONS, Transition
+from graphkeep.status import RECOVER, RELEASE, RETRY, START, TRANSITIONS, TaskStatus, Transition
 
 STATUSES: tuple[SnapshotStatus, ...] = get_args(SnapshotStatus)
 
 
-def leading_to(target: SnapshotStatus) -> set[SnapshotStatus]:
+def leading_to(target: SnapshotStatus) -> set[TaskStatus]:
     """Return the statuses from which `target` is reached in one change."""
     return {
         source for transition in TRANSITIONS if transition.target == target for source in transition.sources

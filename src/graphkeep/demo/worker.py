@@ -49,7 +49,7 @@ class ShopWatcher:
         """Say which shop is saved now: a run that is iterated over shows a result once it is recorded."""
         for task in cast('Sequence[Any]', event) if isinstance(event, Sequence) else ():
             if task.node_id == COLLECT:
-                city = CITIES[task.fork_stack[-1].thread_index]
+                city = CITIES[int(task.fork_stack[-1].thread_index)]
                 if city in self._begun:  # else it was saved by an earlier process
                     self.say('saved', ADD_UP, city)
 
