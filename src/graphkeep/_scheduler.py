@@ -278,8 +278,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         task_run.due.discard(task.task_id)
         if task.task_id == self._idle:
             return []
-        if task_run.is_new(task.task_id):
-            await task_run.settle()
+        await task_run.recorded(task.task_id)
         node = self.graph.nodes[task.node_id]
         if isinstance(node, Join):
             self._returned[task.task_id] = task.task_id
@@ -326,11 +325,17 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         finally:
             self._stopping = False
 
-    def _receive(self, result: Any) -> None:
-        """A result is about to be handled."""
+    def _receive(self, result: Any) -> bool:
+        """A result is about to be handled; return whether it is one of a task that was not cancelled.
+
+        On trio the result of a task that was cancelled while it was sent may arrive all the same.
+        """
+        if result.source.task_id not in self.active_tasks:
+            return False
         self._source = result.source
         self._sent.pop(result.source.task_id, None)
         self._task_run.tracker.check()
+        return True
 
     # ------------------------------------------------------------------------------------------- results
 
@@ -488,7 +493,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
 class _Results:
     """The stream of results, which tells when one is about to be handled."""
 
-    def __init__(self, receiver: Any, receive: Callable[[Any], None]):
+    def __init__(self, receiver: Any, receive: Callable[[Any], bool]):
         self._receiver = receiver
         self._receive = receive
         self.closed = False
@@ -497,9 +502,10 @@ class _Results:
         return self
 
     async def __anext__(self) -> Any:
-        result = await self._receiver.__anext__()
-        self._receive(result)
-        return result
+        while True:
+            result = await self._receiver.__anext__()
+            if self._receive(result):
+                return result
 
     async def __aenter__(self) -> Any:
         await self._receiver.__aenter__()

@@ -129,6 +129,7 @@ class TaskRun:
         self._cancelled: set[str] = set()  # in flight, and the run goes on without them
         self._pending = _Batch()
         self._committing = False
+        self._writing: _Batch | None = None
         self._waiting: list[anyio.Event] = []
         self._broken: GraphkeepError | None = None
 
@@ -171,9 +172,14 @@ class TaskRun:
         """Whether a task is recorded, or to be, and has not ended."""
         return task_id in self._stored or task_id in self._pending.rows
 
-    def is_new(self, task_id: str) -> bool:
-        """Whether it is yet to be written that there is this task."""
-        return task_id in self._pending.rows
+    async def recorded(self, task_id: str) -> None:
+        """Wait until it is written that there is this task, unless that has to wait; errors as `settle`."""
+        if task_id in self._pending.rows:
+            await self.settle()
+        elif (writing := self._writing) is not None and task_id in writing.rows:
+            await self._turn()
+            if writing.error is not None:
+                raise writing.error
 
     def close(self, task_id: str) -> None:
         """Have it recorded that a task has ended which runs no code of its own."""
@@ -296,9 +302,7 @@ class TaskRun:
         batch = self._pending
         while batch and not batch.over:
             if self._committing:
-                event = anyio.Event()
-                self._waiting.append(event)
-                await event.wait()
+                await self._turn()
                 continue
             self._committing = True
             try:
@@ -315,6 +319,12 @@ class TaskRun:
         if batch.error is not None:
             raise batch.error
 
+    async def _turn(self) -> None:
+        """Wait until the commit under way is made, or is found to have to wait."""
+        event = anyio.Event()
+        self._waiting.append(event)
+        await event.wait()
+
     def _may_commit(self) -> bool:
         if self.finished:
             return False
@@ -330,13 +340,17 @@ class TaskRun:
         try:
             image = self.tracker.image_to_store()
             commit = Commit(batch.changes, self._rows(batch, image), must_land=True)
+            # now, for what becomes of these tasks while this is written is for the commit after it
+            self._stored.update(
+                (row.record.id, row.record.attempt) for row in batch.rows.values() if _is_open(row)
+            )
+            self._writing = batch
             receipt = await self.persistence._commit(commit)
         except GraphkeepError as exc:
             batch.error = self._broken = exc
             raise
-        self._stored.update(
-            (row.record.id, row.record.attempt) for row in batch.rows.values() if _is_open(row)
-        )
+        finally:
+            self._writing = None
         self.tracker.stored = image
         self.tracker.relax()
         if receipt.interrupted is not None:
@@ -386,9 +400,7 @@ class TaskRun:
         if self.finished:
             return
         while self._committing:
-            event = anyio.Event()
-            self._waiting.append(event)
-            await event.wait()
+            await self._turn()
         if self._broken is not None:
             raise self._broken
         self.finished = True

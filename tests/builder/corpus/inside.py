@@ -59,7 +59,15 @@ def joins_that_change_the_state_inside_one_another() -> Graph[Counts, None, list
     return g.build()
 
 
-@case('several joins under one fork', 'join inside join', 'broadcast', 'map', state=Counts, inputs=[1, 2, 3])
+@case(
+    'several joins under one fork',
+    'join inside join',
+    'broadcast',
+    'map',
+    state=Counts,
+    inputs=[1, 2, 3],
+    resumes_since=(2, 50),
+)
 def two_joins_of_one_map() -> Graph[Counts, None, list[int], dict[str, list[int]]]:
     g = GraphBuilder(state_type=Counts, input_type=list[int], output_type=dict[str, list[int]])
 
@@ -95,7 +103,14 @@ def two_joins_of_one_map() -> Graph[Counts, None, list[int], dict[str, list[int]
     return g.build()
 
 
-@case('several joins under one fork', 'typed decision', 'union', state=Counts, inputs=[1, 2, 3, 4, 5])
+@case(
+    'several joins under one fork',
+    'typed decision',
+    'union',
+    state=Counts,
+    inputs=[1, 2, 3, 4, 5],
+    resumes_since=(2, 50),
+)
 def a_join_for_each_branch() -> Graph[Counts, None, list[int], int]:
     """Items that a decision sends to one join or the other."""
     g = GraphBuilder(state_type=Counts, input_type=list[int], output_type=int)
