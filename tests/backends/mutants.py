@@ -316,6 +316,37 @@ class TestReturnsLiveObjects(Mutant):
     rejected_by = 'test_snapshot_is_independent'
 
 
+class Remembering(_MemoryRun):
+    __slots__ = ('_seen',)  # not in the dictionary, which all have in common
+
+    def __init__(self, run: _MemoryRun):
+        object.__setattr__(self, '__dict__', vars(run))
+        self._seen: Tail | None = None
+
+    def commit(self, commit: Commit) -> Receipt:
+        receipt = super().commit(commit)
+        self._seen = super().tail()
+        return receipt
+
+    def tail(self) -> Tail:
+        if self._seen is None or not self._seen.last:
+            self._seen = super().tail()
+        return self._seen
+
+
+class RememberingStore(MemoryStore):
+    def _open(self, run_id: str, tags: tuple[str, ...]) -> StoredStatePersistence[Any, Any]:
+        backend = Remembering(self._run(run_id))
+        return StoredStatePersistence(backend, lease=self._lease, tags=tags)
+
+
+class TestNeverLooksAgain(Mutant):
+    """Who has seen where a run is does not see that somebody else has gone on with it."""
+
+    store_type = RememberingStore
+    rejected_by = 'test_taking_turns'
+
+
 class TestLosesAllOnReopening(Mutant):
     """A store that is opened does not see what others have committed."""
 

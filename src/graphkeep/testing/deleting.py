@@ -118,6 +118,20 @@ class DeletingClauses(StoreClauses):
         result = await run_or_resume(graph, persistence=claimed)
         assert (result.output, len(result.state.items)) == (4, 4)
 
+    async def test_trim_between_steps(self, place: StoreUnderTest):
+        """A run goes on though everything that it has gone past is pruned after each of its steps."""
+        async with graph.iter(Again(5), state=State(), persistence=place.run()) as run:
+            for step in range(1, 5):
+                await run.next()
+                place.clock.forward(10)
+                pruned = await place.another().prune(older_than=timedelta(0), only_finished=False)
+                assert pruned == (0, min(step - 1, 1))
+                assert [record.seq for record in await place.store.history('run')] == [step, step + 1]
+            await run.next()
+        assert run.result is not None
+        assert (run.result.output, len(set(run.result.state.items))) == (5, 5)
+        assert [record.seq for record in await place.store.history('run')] == [4, 5, 6]
+
     async def test_trim_after_a_failure(self, place: StoreUnderTest):
         """The snapshot at which a run failed is never pruned: after a retry the run goes on there."""
         await one_of_each(place)

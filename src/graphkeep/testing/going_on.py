@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ..errors import RunFinishedError, RunOwnedError, SnapshotStatusError, UnknownRunError
-from ..resume import run_or_resume
+from ..resume import iter_or_resume, run_or_resume
 from .clock import LEASE
-from .graphs import Ask, State, graph
+from .graphs import Again, Ask, State, graph
 from .listing import one_of_each
 from .owning import begun
 from .runs import fail
@@ -67,6 +67,17 @@ class GoingOnClauses(StoreClauses):
         }.items():
             with pytest.raises(error):
                 await place.store.retry(run_id)
+
+    async def test_taking_turns(self, place: StoreUnderTest):
+        """Two who take turns at a run each go on from where the other has left it, with recurring ids too."""
+        await graph.initialize(Again(6), place.run(), state=State())
+        both = place.run(), place.another().run('run')
+        for turn in range(6):
+            async with iter_or_resume(graph, persistence=both[turn % 2]) as run:
+                await run.next()
+        assert place.statuses() == ['success'] * 7
+        result = await run_or_resume(graph, persistence=both[0])
+        assert (result.output, len(set(result.state.items))) == (6, 6)
 
     async def test_claim(self, place: StoreUnderTest):
         """`claim` hands out each resumable run once, and the runs that cannot be gone on with never."""
