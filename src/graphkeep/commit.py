@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from .errors import OwnershipLostError, RunOwnedError, SnapshotStatusError
 from .owner import Owner, is_gone
-from .status import START, TaskStatus, Transition
+from .status import CLAIM, RECOVER, RELEASE, START, TaskStatus, Transition
 
 __all__ = (
     'ANYBODY',
@@ -203,6 +203,8 @@ class StepRecord(NamedTuple):
         )
 
 
+_PASSED_ON: Final = (CLAIM, RELEASE, RECOVER)
+# what changes hands without being run
 _OUTCOMES: Final[dict[str, Outcome]] = {
     'succeed': 'success',
     'fail': 'error',
@@ -254,6 +256,8 @@ class Ownership(NamedTuple):
     """Who has it now, `None` while it waits for anybody."""
     expires: datetime | None = None
     """When the owner's lease runs out (UTC)."""
+    since: datetime | None = None
+    """When it was last claimed or given back (UTC); `None` once something else became of the run."""
 
     def is_free(self, now: datetime) -> bool:
         """Whether anybody may take the run: nobody has it, its lease has run out, or its process is gone."""
@@ -401,7 +405,16 @@ def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> O
     elif writer.take is not None:
         fence += 1
     if writer.give_up:
-        return Ownership(fence)
+        return Ownership(fence, since=_since(ownership, commit, now))
     if writer.take is None:
         return ownership
-    return Ownership(fence, writer.take, now + timedelta(seconds=writer.lease))
+    expires = now + timedelta(seconds=writer.lease)
+    return Ownership(fence, writer.take, expires, _since(ownership, commit, now))
+
+
+def _since(ownership: Ownership, commit: Commit, now: datetime) -> datetime | None:
+    if commit.rows:
+        return None
+    if not commit.changes:  # a renewal
+        return ownership.since
+    return now if commit.changes[-1].transition in _PASSED_ON else None

@@ -152,6 +152,8 @@ def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:
     if ownership.owner is not None:
         extras['held_by'] = _owner_to_json(ownership.owner)
         extras['expires'] = _stamp(ownership.expires)
+    if ownership.since is not None:
+        extras['since'] = _stamp(ownership.since)
     return extras
 
 
@@ -410,7 +412,10 @@ def read_ownership(values: Mapping[str, Any]) -> Ownership:
         return UNOWNED
     held_by = ours.get('held_by')
     return Ownership(
-        _number(ours['fence'], 0), _read_owner(held_by) if held_by else None, _moment(ours.get('expires'))
+        _number(ours['fence'], 0),
+        _read_owner(held_by) if held_by else None,
+        _moment(ours.get('expires')),
+        _moment(ours.get('since')),
     )
 
 

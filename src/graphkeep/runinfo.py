@@ -46,7 +46,7 @@ class RunInfo:
     created: datetime | None
     """When its first snapshot was stored (UTC); `None` for a file that pydantic-graph 1.x wrote."""
     updated: datetime | None
-    """When a step of it last began or ended (UTC), or it was created."""
+    """When a step of it last began or ended (UTC), or it was created, claimed or given back."""
     owner: Owner | None
     """Who has it in hand."""
     expires: datetime | None
@@ -200,7 +200,7 @@ def describe(
     newest = newest_step(records)
     open_ = [record for record in records if record.status in ('pending', 'running')]
     status = run_status(newest, open_)
-    moments = [about.created, *map(last_change, (*latest_steps(records), *open_))]
+    moments = [about.created, ownership.since, *map(last_change, (*latest_steps(records), *open_))]
     return RunInfo(
         id=run_id,
         graph=about.graph,

@@ -249,7 +249,7 @@ def _run_values(
     steps = (row.record for row in reversed(applied.appended) if not row.record.is_part)
     newest = next(steps, None) or cast(StepRecord, view.newest)
     newest = applied.changed.get(newest.seq, newest)
-    fence, owner, expires = applied.ownership
+    fence, owner, expires, _ = applied.ownership
     return (
         run_status(newest, in_hand.values()),
         applied.receipt.last,

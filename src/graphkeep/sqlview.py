@@ -157,7 +157,7 @@ class SqlView:
         return in_hand
 
     def updated_after(self, applied: Applied) -> int:
-        """Return when a step last began or ended after a commit, or the run did."""
+        """Return when a step last began or ended after a commit, or the run did or changed hands."""
         updated = 0
         for record in applied.changed.values():
             if record.start_ts:
@@ -168,7 +168,9 @@ class SqlView:
         if applied.begins is not None:
             updated = max(updated, stamp(applied.begins.created) or 0)
         # what ended with something appended, ended last
-        return updated if applied.appended and updated else max(updated, self.updated)
+        if applied.appended and updated:
+            return updated
+        return max(updated, self.updated, stamp(applied.ownership.since) or 0)
 
     def advance(self, run: int, applied: Applied, in_hand: dict[int, StepRecord], updated: int) -> None:
         """Take over what was committed."""

@@ -247,7 +247,8 @@ class Store(ABC):
         A run is resumable if it waits, was asked to be retried, or was left by an owner who is gone. It is
         this owner's from here on, also between its steps: until it has ended, failed, was interrupted or
         released, or what is returned is gone with its process or before. Give that to `run_or_resume`, or
-        `release()` it. Runs that were unchanged the longest come first, roughly.
+        `release()` it. Runs that were unchanged the longest come first, roughly: one that is given back
+        comes last. A run that cannot be read is passed over.
 
         Args:
             graph: Only runs of a graph with this name.
@@ -256,26 +257,26 @@ class Store(ABC):
         Returns:
             The persistence of a run that nobody else gets, or `None` if there is none now.
         """
-        query = RunQuery(graph=graph, tag=tag, resumable=True, limit=_CHOICE)
+        query = RunQuery(graph=graph, tag=tag, resumable=True)
         tried: set[str] = set()
-        while found := await self._call(partial(self._list, query)):
+        while True:
+            listed = await self._call(partial(self._list, replace(query, limit=_CHOICE + len(tried))))
+            found = [info.id for info in listed if info.id not in tried]
+            if not found:
+                return None
             random.shuffle(found)
-            for info in found:
-                persistence = self.run(info.id)
-                try:
+            for run_id in found:
+                persistence = self.run(run_id)
+                with suppress(*_NOT_NOW):
                     if await persistence.claim() is not None:
                         return persistence
-                except (RunOwnedError, SnapshotStatusError, UnknownSnapshotError):
-                    continue  # somebody else was faster
-            if tried.issuperset(info.id for info in found):
-                return None  # the same ones twice: others are always faster, or these only look resumable
-            tried.update(info.id for info in found)
-        return None
+            tried.update(found)
 
     async def recover_all(self) -> int:
         """Recover every run whose owner is gone; idempotent.
 
         Going on with such a run recovers it too. This is for a list that shows what can be gone on with.
+        A run that cannot be read is left as it is.
 
         Returns:
             How many runs were recovered.
@@ -283,10 +284,8 @@ class Store(ABC):
         recovered = 0
         async for info in self._all(RunQuery(statuses=frozenset({'pending', 'running'}), limit=_PAGE)):
             if info.resumable:
-                try:
+                with suppress(*_NOT_NOW):
                     recovered += await self.run(info.id).recover() > 0
-                except (RunOwnedError, SnapshotStatusError, UnknownSnapshotError):
-                    continue  # somebody else goes on with it by now
         return recovered
 
     async def prune(
@@ -432,6 +431,8 @@ class Store(ABC):
 
 _EVER: Final = datetime.min.replace(tzinfo=UTC)
 _GIVEN: Final = 'the JSON given'
+_NOT_NOW: Final = (CorruptSnapshotError, RunOwnedError, SnapshotStatusError, UnknownSnapshotError)
+# why one of many runs cannot be had: it cannot be read, or somebody else goes on with it by now
 _UNFINISHED: Final[frozenset[SnapshotStatus]] = frozenset({'created', 'pending', 'running', 'error'})
 
 

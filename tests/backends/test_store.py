@@ -128,10 +128,21 @@ async def test_status_of_dropped(store: Store):
 
 
 async def test_times(store: Store, clock: Clock):
-    """`created` stays; `updated` moves with each step that begins or ends, the last one included."""
+    """`created` stays; `updated` moves with each claim, and each step that begins or ends, the last one too.
+
+    A renewal of the lease does not move it.
+    """
     created = clock()
     await begin(store, 'run')
     assert (await info(store, 'run')).updated == created
+    claimed = clock.forward(hours=1)
+    holder = await in_hand(store, 'run', 'pending')
+    clock.forward(seconds=1)
+    holder._claims._renew()
+    assert (await info(store, 'run')).updated == claimed
+    given_back = clock.forward(hours=1)
+    await holder.release()
+    assert (await info(store, 'run')).updated == given_back
     started = clock.forward(hours=1)
     holder = await in_hand(store, 'run')
     assert (await info(store, 'run')).updated == started

@@ -18,6 +18,7 @@ import anyio.lowlevel
 import pytest
 
 from graphkeep import (
+    CorruptSnapshotError,
     Graph,
     OwnershipLostError,
     RunInfo,
@@ -171,6 +172,36 @@ async def test_longest_unchanged_first(store: Store, clock: Clock):
         await finish(run)
     assert sorted(got) == list(range(40))
     assert all(place >= number - 16 for place, number in enumerate(got))
+
+
+@pytest.mark.parametrize('how', ['given back', 'left to its lease'])
+async def test_what_nobody_can_run(shelf: Shelf, how: str):
+    """However many runs cannot be gone on with, the others are handed out, whoever asks; each in its turn."""
+    store = await shelf.open()
+    (first, *_) = await fill(store, 1)
+    gone = (await store.export(first)).replace(b'"node_id":"Count"', b'"node_id":"Gone"')
+    await store.delete(first)
+    for number in range(40):
+        await store.import_run(gone, run_id=f'gone {number}')
+    for number in range(5):
+        shelf.clock.forward(1)
+        await begin(store, f'good {number}')
+    tried = Counter[str]()
+    for _ in range(100):
+        shelf.clock.forward(1)
+        run = await (await shelf.open()).claim()
+        assert run is not None
+        tried[run.run_id] += 1
+        if run.run_id.startswith('good'):
+            assert await finish(run) == ANSWER
+        elif how == 'given back':
+            with pytest.raises(CorruptSnapshotError, match='Gone'):
+                await finish(run)
+        else:
+            shelf.clock.forward(31)
+    assert [run.id for run in await store.runs(status='success')] == [f'good {number}' for number in range(5)]
+    assert {tried[f'good {number}'] for number in range(5)} == {1}
+    assert {tried[f'gone {number}'] for number in range(40)} <= {1, 2, 3, 4}
 
 
 # -------------------------------------------------------------------------------------------------- once each
