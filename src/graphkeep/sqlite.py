@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from .commit import About, Ownership, Row
-from .errors import LockTimeoutError, StorageError
+from .errors import InvalidRunIdError, LockTimeoutError, StorageError
 from .jsonrun import load_attempts, load_owner
+from .names import check_run_id
 from .offload import finished
-from .runinfo import RunInfo, RunQuery, is_resumable
+from .runinfo import RunInfo, RunQuery, check_statuses, damaged, is_count, is_resumable
 from .snapshots import now_utc
 from .sqldb import Database
 from .sqlrun import SqlRun
 from .sqlruns import delete, insert, trim
-from .sqlview import bound, moment, read_all, stamp
+from .sqlview import UNREADABLE, bound, moment, read_all, stamp, unreadable
 from .store import Store
 from .stored import LEASE, LOCK_TIMEOUT, StoredStatePersistence
 
@@ -137,8 +138,6 @@ class SqliteStore(Store):
     def _list(self, query: RunQuery) -> list[RunInfo]:
         with self._database.readers.reading() as db:
             infos = self._found(db, query)
-            if query.resumable:
-                infos = (info for info in infos if info.resumable)
             if query.limit is None:
                 return list(infos)
             return [info for _, info in zip(range(query.limit), infos, strict=False)]
@@ -148,26 +147,38 @@ class SqliteStore(Store):
         statuses = None if query.statuses is None else sorted(query.statuses)
         values = {
             'statuses': None if statuses is None else ' '.join(statuses),
+            'failed': statuses is not None and 'error' in statuses,
             'graph': bound(query.graph),
             'tag': query.tag,
             'updated_before': stamp(query.updated_before),
-            'after': query.after,
+            'after': bound(query.after),
         }
         for found in db.execute(_RESUMABLE if query.resumable else _LIST, values):
-            yield _info(found, now)
+            info = _listed(found, now)
+            if info is not None and query.admits(info):
+                yield info
 
 
+# Texts as bytes: to SQLite's module one that is none would be the end of all that is found.
 _FOUND: Final = """
 SELECT
-    id, graph, status, steps, created, updated, owner, expires, parent, parent_seq,
+    CAST(id AS BLOB), CAST(graph AS BLOB), CAST(status AS BLOB), steps, created, updated,
+    CAST(owner AS BLOB), expires, CAST(parent AS BLOB), parent_seq,
     CASE WHEN status = 'error' THEN (
-        SELECT attempts FROM steps WHERE steps.run = runs.run AND kind = 'node' ORDER BY seq DESC LIMIT 1
+        SELECT CAST(attempts AS BLOB)
+        FROM steps WHERE steps.run = runs.run AND kind = 'node' ORDER BY seq DESC LIMIT 1
     ) END,
-    (SELECT json_group_array(tag) FROM (SELECT tag FROM tags WHERE tags.run = runs.run ORDER BY tag))
+    (
+        SELECT CAST(json_group_array(CAST(tag AS TEXT)) AS BLOB)
+        FROM (SELECT tag FROM tags WHERE tags.run = runs.run ORDER BY tag)
+    )
 FROM runs
-WHERE id > :after
+WHERE id > CAST(:after AS TEXT)
     AND (:graph IS NULL OR graph = CAST(:graph AS TEXT))
-    AND (:statuses IS NULL OR instr(' ' || :statuses || ' ', ' ' || status || ' '))
+    AND (
+        :statuses IS NULL OR instr(' ' || :statuses || ' ', ' ' || status || ' ')
+        OR :failed AND owner IS NOT NULL -- one that cannot be read counts as failed
+    )
     AND (:updated_before IS NULL OR updated < :updated_before)
     AND (:tag IS NULL OR run IN (SELECT run FROM tags WHERE tag = :tag))
 """
@@ -179,21 +190,40 @@ ORDER BY updated, id
 """
 
 
-def _info(found: Sequence[Any], now: datetime) -> RunInfo:
-    id_, graph, status, steps, created, updated, owner, expires, parent, parent_seq, attempts, tags = found
-    ownership = Ownership(0, load_owner(owner) if owner else None, moment(expires))
+def _listed(found: Sequence[Any], now: datetime) -> RunInfo | None:
+    """Return what is known of a run, `None` if no run can have that id."""
+    try:
+        run_id = check_run_id(_text(found[0]))
+    except (InvalidRunIdError, UnicodeDecodeError):
+        return None
+    try:
+        return _info(run_id, found, now)
+    except UNREADABLE as exc:
+        return damaged(run_id, unreadable(run_id, exc))
+
+
+def _text(value: Any) -> Any:
+    return None if value is None else value.decode('utf-8', 'surrogatepass')
+
+
+def _info(run_id: str, found: Sequence[Any], now: datetime) -> RunInfo:
+    _, graph, status, steps, created, updated, owner, expires, parent, parent_seq, attempts, tags = found
+    check_statuses([status := _text(status)])
+    if not is_count(steps):
+        raise ValueError(f'{steps!r} steps')
+    ownership = Ownership(0, load_owner(_text(owner)) if owner else None, moment(expires))
     return RunInfo(
-        id=id_,
-        graph=graph,
+        id=run_id,
+        graph=_text(graph),
         status=status,
         steps=steps,
         created=moment(created),
         updated=moment(updated),
         owner=ownership.owner,
         expires=ownership.expires,
-        error=load_attempts(attempts)[-1].error if attempts else None,
-        tags=tuple(json.loads(tags)),
-        parent=(parent, parent_seq) if parent is not None else None,
+        error=load_attempts(_text(attempts))[-1].error if attempts else None,
+        tags=tuple(json.loads(_text(tags))),
+        parent=(_text(parent), parent_seq) if parent is not None else None,
         resumable=is_resumable(status, ownership, now),
     )
 

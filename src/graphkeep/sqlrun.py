@@ -20,7 +20,7 @@ from .jsonrun import dump_attempts, dump_owner, is_plain
 from .runinfo import run_status
 from .sqldb import Database
 from .sqlschema import END_STEP
-from .sqlview import COLUMNS, IN_HAND, SqlView, bound, read_all, stamp, view_run
+from .sqlview import COLUMNS, IN_HAND, SqlView, bound, read_all, stamp, unreadable, view_run
 
 __all__ = ('SqlRun', 'add_step', 'begin_run')
 
@@ -105,7 +105,10 @@ class SqlRun(RunBackend):
                 return Tail(())
 
             def row(record: StepRecord) -> Row:
-                return Row(record, Body(*db.execute(_BODY, (view.run, record.seq)).fetchone()))
+                if (body := db.execute(_BODY, (view.run, record.seq)).fetchone()) is None:
+                    exc = LookupError(f'there is no body of snapshot number {record.seq}')
+                    raise unreadable(self.run_id, exc)
+                return Row(record, Body(*body))
 
             tail = [row(record) for record in view.tail()]
             open_ = [row(view.in_hand[seq]) for seq in sorted(view.in_hand)]

@@ -6,16 +6,25 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import cast
+from typing import Final
 
-from .commit import About, Ownership, Row
+from .commit import About, Ownership, Row, StepRecord
 from .errors import RunOwnedError
 from .jsonrun import load_owner
 from .runinfo import last_change, latest_steps, newest_step, run_status
 from .sqlrun import add_step, begin_run
-from .sqlview import moment, stamp, view_run
+from .sqlview import UNREADABLE, moment, stamp, unreadable, view_run
 
 __all__ = ('delete', 'insert', 'remove', 'trim')
+
+
+# What is damaged can be deleted, too: the owner need not be a text, nor the version be one that can grow.
+_FIND: Final = """
+SELECT run, status = 'success' AND updated < ?, CAST(owner AS BLOB), expires FROM runs WHERE id = ?
+"""
+_DELETE: Final = """
+UPDATE runs SET id = '/' || run, version = (version & 0xFFFFFFFFFFFFFF) + 1, finished = 2 WHERE run = ?
+"""
 
 
 def insert(db: sqlite3.Connection, run_id: str, rows: Sequence[Row], about: About) -> bool:
@@ -39,20 +48,17 @@ def delete(db: sqlite3.Connection, run_id: str, now: datetime, ended_before: dat
     Raises:
         RunOwnedError: if a living owner has it in hand.
     """
-    found = db.execute('SELECT run, status, updated, owner, expires FROM runs WHERE id = ?', (run_id,))
-    if (values := found.fetchone()) is None:
+    if (values := db.execute(_FIND, (stamp(ended_before), run_id)).fetchone()) is None:
         return False
-    run, status, updated, holder, expires = values
-    if ended_before is not None and not (status == 'success' and updated < cast(int, stamp(ended_before))):
+    run, ended, holder, expires = values
+    if ended_before is not None and not ended:
         return False
-    with suppress(
-        AttributeError, KeyError, OverflowError, TypeError, ValueError
-    ):  # what cannot be read may go
-        owner = load_owner(holder) if holder else None
+    with suppress(*UNREADABLE):  # what cannot be read may go
+        owner = load_owner(holder.decode()) if holder else None
         if not Ownership(0, owner, moment(expires)).is_free(now):
             raise RunOwnedError(run_id, owner, moment(expires))
     # no run id has a slash; and who still has the run at hand finds another version
-    db.execute("UPDATE runs SET id = '/' || run, version = version + 1, finished = 2 WHERE run = ?", (run,))
+    db.execute(_DELETE, (run,))
     return True
 
 
@@ -68,7 +74,11 @@ def trim(db: sqlite3.Connection, run_id: str, before: datetime, limit: int) -> i
         (view.run, needed, limit),
     ).fetchall()
     for seq, start_ts, duration in rows:
-        if start_ts is not None and start_ts + round((duration or 0) * 1_000_000) >= cast(int, stamp(before)):
+        try:
+            ended = last_change(StepRecord('', '', start_ts=moment(start_ts), duration=duration))
+        except UNREADABLE as exc:
+            raise unreadable(run_id, exc) from exc
+        if ended is not None and ended >= before:
             break
         remove(db, view.run, seq)
         passed += 1

@@ -15,12 +15,34 @@ from .errors import CorruptSnapshotError
 from .jsonrun import load_attempts, load_owner
 from .runinfo import last_change
 
-__all__ = ('COLUMNS', 'IN_HAND', 'SqlView', 'bound', 'moment', 'read_all', 'stamp', 'view_run')
+__all__ = (
+    'COLUMNS',
+    'IN_HAND',
+    'UNREADABLE',
+    'SqlView',
+    'bound',
+    'moment',
+    'read_all',
+    'stamp',
+    'unreadable',
+    'view_run',
+)
 
 IN_HAND: Final = ('pending', 'running')
 """The statuses of what somebody has in hand; it is in the row of the run."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+UNREADABLE: Final = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What is raised where something else is stored than what we write."""
+_MOST: Final = 2**53  # of what is counted: the file has no exact numbers beyond
 _KNOWN: Final = 16  # records of a run that are kept at hand; others are looked up
 
 _FIND_RUN: Final = """
@@ -62,6 +84,7 @@ def bound(text: str | None) -> str | bytes | None:
 
 def _record(values: Sequence[Any]) -> StepRecord:
     seq, id_, node_id, kind, status, start_ts, duration, attempt, owner, attempts = values
+    _check_counts(seq, attempt)
     started = moment(start_ts)
     if attempts is not None:
         ended = load_attempts(attempts)
@@ -70,6 +93,11 @@ def _record(values: Sequence[Any]) -> StepRecord:
     else:
         ended = ()
     return StepRecord(id_, node_id, kind, status, seq, started, duration, attempt, ended, owner)
+
+
+def _check_counts(*counts: int) -> None:
+    if not all(0 <= count < _MOST for count in counts):
+        raise ValueError(f'{counts} where numbers from 0 on were expected')
 
 
 def _last_change(record: StepRecord) -> int:
@@ -110,6 +138,8 @@ class SqlView:
         parent: str | None,
         parent_seq: int,
     ) -> None:
+        _check_counts(version, last, fence)
+        moment(updated)
         self.run, self.version, self.last, self.updated = run, version, last, updated
         self.ownership = Ownership(fence, load_owner(owner) if owner else None, moment(expires))
         self.about = About(graph, (), moment(created), (parent, parent_seq) if parent else None)
@@ -141,8 +171,11 @@ class SqlView:
         """Return the record of the newest snapshot with this id."""
         if (record := self._known.get(snapshot_id)) is not None or self.run is None:
             return record
-        values = self.db.execute(_FIND_STEP, (self.run, bound(snapshot_id))).fetchone()
-        return None if values is None else self.in_hand.get(values[0]) or _record(values)
+        try:
+            values = self.db.execute(_FIND_STEP, (self.run, bound(snapshot_id))).fetchone()
+            return None if values is None else self.in_hand.get(values[0]) or _record(values)
+        except UNREADABLE as exc:
+            raise unreadable(self.run_id, exc) from exc
 
     def in_hand_after(self, applied: Applied) -> dict[int, StepRecord]:
         """Return what is in hand after a commit."""
@@ -208,13 +241,18 @@ def view_run(run_id: str, db: sqlite3.Connection) -> SqlView:
         db.execute('BEGIN')  # to see the run as it is at one moment
     try:
         return SqlView(run_id, db)
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as exc:
-        raise CorruptSnapshotError(
-            f'run {run_id!r}', f'is stored in a way that cannot be read: {exc!r}. It is left as it is'
-        ) from exc
+    except UNREADABLE as exc:
+        raise unreadable(run_id, exc) from exc
     finally:
         if alone:
             db.execute('COMMIT')
+
+
+def unreadable(run_id: str, exc: Exception) -> CorruptSnapshotError:
+    """Return the error that says that what is stored of a run cannot be read."""
+    return CorruptSnapshotError(
+        f'run {run_id!r}', f'is stored in a way that cannot be read: {exc!r}. It is left as it is'
+    )
 
 
 def read_all(db: sqlite3.Connection, run_id: str) -> tuple[list[Row], About]:

@@ -9,9 +9,11 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from graphkeep import (
     UnusableStoreError,
     run_or_resume,
 )
+from graphkeep.snapshots import now_utc
 from tests.backends.sqlfaults import Statements, failing, watch
 
 pytestmark = pytest.mark.anyio
@@ -53,7 +56,7 @@ class Count(BaseNode[Tally, list[int] | None, list[int]]):
         return End(ctx.state.numbers) if self.number == 3 else Count(self.number + 1)
 
 
-graph = Graph(nodes=(Count,))
+graph = Graph(nodes=(Count,), name='graph')
 
 
 async def finish(store: SqliteStore, run_id: str = 'run', ran: list[int] | None = None) -> list[int]:
@@ -206,12 +209,14 @@ def only(name: str, code: int, message: str) -> Any:
 
 @pytest.mark.parametrize('damage', ['truncated', 'zeros', 'bits'])
 async def test_damaged(path: Path, damage: str):
-    """Damage is reported as damage wherever it is found, and never taken for an empty store."""
+    """Damage is reported as damage wherever it is found; what is not reported is all there, as it was."""
+    run_ids = [f'run-{number:02}' for number in range(30)]
     async with SqliteStore(path) as store:
-        for number in range(30):
-            await finish(store, f'run-{number}')
+        for run_id in run_ids:
+            await finish(store, run_id)
+        exported = {run_id: await store.export(run_id) for run_id in run_ids}
     whole = path.read_bytes()
-    outcomes: set[str] = set()
+    pages, reported = 0, 0
     page = int.from_bytes(whole[16:18], 'big')
     for at in range(page, len(whole), page):
         hurt = {
@@ -221,35 +226,149 @@ async def test_damaged(path: Path, damage: str):
         }[damage]
         path.write_bytes(hurt)
         async with SqliteStore(path) as store:
-            try:
-                found = [info.id for info in await store.runs()]
-                for run_id in found:
-                    await store.export(run_id)
-                await finish(store, 'new')
-            except CorruptSnapshotError as exc:
-                assert str(path) in str(exc) or 'run ' in str(exc)  # noqa: PT017 -- any of them may
-                outcomes.add('reported')
-            else:
-                outcomes.add('elsewhere')
+            before = reported
+            for run_id in run_ids:
+                reported += await damage_of(path, partial(store.export, run_id), exported[run_id])
+            reported += await damage_of(path, partial(listed, store), run_ids)
+            reported += await damage_of(path, partial(finish, store, 'new'), [1, 2, 3])
+            pages += reported > before
         for name in ('-wal', '-shm'):
             path.with_name(path.name + name).unlink(missing_ok=True)
-    assert 'reported' in outcomes
+    # all that is in use but for the tables of what is not stored here: tags, and what was deleted
+    assert pages >= len(whole) / page - 5
 
 
-async def test_damaged_row(path: Path):
-    """A row that cannot be read is reported with its run, and harms no other one."""
+async def listed(store: SqliteStore) -> list[str]:
+    """Return the ids of all runs."""
+    return [info.id for info in await store.runs()]
+
+
+async def damage_of(path: Path, call: Callable[[], Awaitable[object]], expected: object) -> bool:
+    """Whether a call reports damage; otherwise it has to return what it returned before."""
+    try:
+        found = await call()
+    except CorruptSnapshotError as exc:
+        assert str(path) in str(exc) or "run 'run-" in str(exc)  # noqa: PT017 -- any of them may
+        return True
+    assert found == expected
+    return False
+
+
+OF_RUNS: dict[str, str] = {
+    'owner of another kind': """owner = '{"x": 1}'""",
+    'owner that is no JSON': "owner = '{'",
+    'owner that is no text': "owner = CAST(x'ff' AS TEXT)",
+    'status': "status = 'paused'",
+    'status that is no text': "status = CAST(x'ff' AS TEXT)",
+    'graph that is no text': "graph = CAST(x'ff' AS TEXT)",
+    'expires': "owner = '{}', expires = 9223372036854775807",
+    'created': 'created = 9223372036854775807',
+    'updated': 'updated = -9223372036854775807',
+    'steps': 'steps = -1',
+}
+"""What may be wrong with the row of a run, and is seen when runs are listed."""
+WITHIN: dict[str, str] = {
+    'in hand': "UPDATE runs SET in_hand = '[[1, 2]]' WHERE id = 'b hurt'",
+    'in hand, no JSON': "UPDATE runs SET in_hand = '[' WHERE id = 'b hurt'",
+    'fence': "UPDATE runs SET fence = 9223372036854775807 WHERE id = 'b hurt'",
+    'version': "UPDATE runs SET version = 9223372036854775807 WHERE id = 'b hurt'",
+    'number of steps': "UPDATE runs SET steps = 9223372036854775807 WHERE id = 'b hurt'",
+    'attempt': 'UPDATE steps SET attempt = 9223372036854775807 WHERE run = {run}',
+    'start': 'UPDATE steps SET start_ts = 9223372036854775807 WHERE run = {run}',
+    'no body': 'DELETE FROM bodies WHERE body IN (SELECT body FROM steps WHERE run = {run})',
+    'no steps': 'DELETE FROM steps WHERE run = {run}',
+}
+"""What may be wrong with a run, and is seen when it is to be gone on with."""
+
+
+async def hurt(path: Path, statement: str) -> None:
+    """Store three runs that wait, one that has failed, and two that have ended; and hurt the second one."""
     async with used(path) as store:
-        await finish(store, 'other')
+        await finish(store, 'z ended')
+        for run_id in ('a waits', 'b hurt', 'c waits'):
+            await graph.initialize(Count(), store.run(run_id), state=Tally())
     with closing(sqlite3.connect(path)) as db:
-        db.execute("UPDATE runs SET in_hand = '[[1, 2]]' WHERE id = 'ended'")
-        db.execute("UPDATE bodies SET state = x'7b' WHERE body = (SELECT min(body) FROM bodies)")
+        (run,) = db.execute("SELECT run FROM runs WHERE id = 'b hurt'").fetchone()
+        assert db.execute(statement.replace('{run}', str(run))).rowcount
         db.commit()
+
+
+async def work_around(store: SqliteStore) -> None:
+    """Do with all other runs what can be done with a store."""
+    (left,) = [run for run in [await store.claim()] if run is not None]
+    assert left.run_id in ('a waits', 'c waits')
+    store.clock = lambda: now_utc() + timedelta(days=1)  # so that its owner is gone
+    assert await store.recover_all() == 1
+    claimed: list[str] = []
+    while (run := await store.claim()) is not None:
+        claimed.append(run.run_id)
+        assert (await run_or_resume(graph, deps=None, persistence=run)).output == [1, 2, 3]
+    assert sorted(claimed) == ['a waits', 'c waits']
+    assert len(await store.history('z ended')) == 4
+    assert await finish(store, 'z ended') == [1, 2, 3]
+    assert await finish(store, 'new') == [1, 2, 3]
+    assert await store.prune(older_than=timedelta(0), keep_last=1, only_finished=False) == (4, 0)
+    assert len(await store.runs(status='success')) == 1
+
+
+@pytest.mark.parametrize('what', OF_RUNS)
+async def test_damaged_row_of_a_run(path: Path, what: str):
+    """A run whose row cannot be read is listed as failed, with the reason, and harms no other one."""
+    await hurt(path, f"UPDATE runs SET {OF_RUNS[what]} WHERE id = 'b hurt'")  # noqa: S608 -- as given above
     async with SqliteStore(path) as store:
-        with pytest.raises(CorruptSnapshotError, match="run 'ended'"):
-            await store.history('ended')
-        assert len(await store.history('other')) == 4
-        assert await finish(store, 'other') == [1, 2, 3]
-        assert await finish(store, 'new') == [1, 2, 3]
+        listed = await store.runs()
+        assert [run.id for run in listed] == ['a waits', 'b hurt', 'c waits', 'ended', 'z ended']
+        told = listed[1]
+        assert (told.status, told.resumable) == ('error', False)
+        assert told.error is not None
+        assert told.error.type == 'graphkeep.errors.CorruptSnapshotError'
+        assert "run 'b hurt'" in told.error.message
+        assert [run.id for run in await store.runs(graph='graph')] == [
+            'a waits',
+            'c waits',
+            'ended',
+            'z ended',
+        ]
+        if 'owner' in OF_RUNS[what]:
+            assert await store.runs(status='error') == [told]
+        await work_around(store)
+        assert await store.delete('b hurt')
+
+
+@pytest.mark.parametrize('what', WITHIN)
+async def test_damage_within_a_run(path: Path, what: str):
+    """What cannot be read of a run is reported with the run by whoever needs it, and harms no other one."""
+    await hurt(path, WITHIN[what])
+    async with SqliteStore(path) as store:
+        with pytest.raises(CorruptSnapshotError, match="run 'b hurt'"):
+            await finish(store, 'b hurt')
+        for verb in (store.recover, store.retry):
+            with pytest.raises(CorruptSnapshotError, match="run 'b hurt'"):
+                await verb('b hurt')
+        await work_around(store)
+        assert await store.delete('b hurt')
+
+
+@pytest.mark.parametrize('run_id', ["'a/b'", "''", "CAST(x'ff' AS TEXT)", "'a' || char(10)"])
+async def test_damaged_id(path: Path, run_id: str):
+    """A run of which the id is none any more is no run: nobody can ask for it."""
+    await hurt(path, f"UPDATE runs SET id = {run_id} WHERE id = 'b hurt'")  # noqa: S608 -- as given above
+    async with SqliteStore(path) as store:
+        assert [run.id for run in await store.runs()] == ['a waits', 'c waits', 'ended', 'z ended']
+        await work_around(store)
+
+
+async def test_damaged_body(path: Path):
+    """A state that cannot be read is reported with its run and snapshot, and harms no other one."""
+    await hurt(
+        path, "UPDATE bodies SET state = x'7b' WHERE body = (SELECT max(body) FROM steps WHERE run = {run})"
+    )
+    async with SqliteStore(path) as store:
+        for _ in range(2):
+            with pytest.raises(CorruptSnapshotError, match=r"run 'b hurt', snapshot 'Count:"):
+                await finish(store, 'b hurt')
+        assert await store.delete('b hurt')
+        await work_around(store)
 
 
 # ------------------------------------------------------------------------------------------- a failing disk
