@@ -235,6 +235,10 @@ def parse_run(data: str | bytes | bytearray, *, place: str) -> Run:
             raise ValueError('it is empty')
         about: list[About] = []
         elements = list(_elements(text, place, about))
+        if elements and all(element.row.record.is_part for element in elements):
+            raise CorruptSnapshotError(
+                place, f'has only parts of a run of a builder graph, and not the run itself. {_ADVICE}'
+            )
         return Run(elements, about[0] if about else NAMELESS)
     except json.JSONDecodeError as exc:
         raise CorruptSnapshotError(
@@ -331,7 +335,7 @@ def _read_about(values: Mapping[str, Any], about: list[About], place: str) -> in
             run_id, seq = parent
             parent = check_run_id(run_id), _number(seq, 1)
         about.append(About(graph, check_tags(ours.get('tags', ())), _moment(ours.get('created')), parent))
-        return _number(ours.get('seq', 1.0), 1)
+        return _number(ours.get('seq', 1.0), 1, _MANY // 2)  # so that those after it can be told, too
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as exc:
         raise CorruptSnapshotError(place, f'has a member that cannot be read: {exc!r}. {_ADVICE}') from exc
 
@@ -427,9 +431,9 @@ def _read_owner(values: Mapping[str, Any]) -> Owner:
     return Owner(texts[0], texts[1], pid, texts[2], texts[3])
 
 
-def _number(value: object, least: int) -> int:
+def _number(value: object, least: int, end: int = _MANY) -> int:
     """Return a count, which the decoder has read as a float."""
-    if not isinstance(value, float | int) or not least <= value < _MANY or value != int(value):
+    if not isinstance(value, float | int) or not least <= value < end or value != int(value):
         raise ValueError(f'{value!r} where a number from {least} on was expected')
     return int(value)
 
@@ -438,4 +442,7 @@ def _moment(value: str | None) -> datetime | None:
     if value is None:
         return None
     moment = datetime.fromisoformat(value)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError as exc:
+        raise ValueError(f'{value!r}, which is before the year 1 or after 9999 in UTC') from exc

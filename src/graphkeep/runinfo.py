@@ -174,8 +174,8 @@ def _unchanged_for_longest(info: RunInfo) -> tuple[float, str]:
 
 
 def newest_step(records: Sequence[StepRecord]) -> StepRecord:
-    """Return the newest record that is no part of another one."""
-    return next(record for record in reversed(records) if not record.is_part)
+    """Return the newest record that is no part of another one; of parts alone, the newest."""
+    return next((record for record in reversed(records) if not record.is_part), records[-1])
 
 
 def latest_steps(records: Sequence[StepRecord]) -> Sequence[StepRecord]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
@@ -279,7 +280,14 @@ async def test_to_one(store: Store, tmp_path: Path, indent: int | None):
 
 # ---------------------------------------------------------------------------------------------------- garbage
 
+
+def part(kind: str) -> dict[str, Any]:
+    """Return a part of a run of a builder graph."""
+    return {'kind': kind, 'id': f'{kind}:1', 'node': {'node_id': 'step', 'inputs': None, 'stack': []}}
+
+
 GOOD = json.dumps(of_one('success', 'created'))
+ENDED = json.dumps(of_one('success', end=True))
 GARBAGE: dict[str, Any] = {
     'empty': b'',
     'blank': ' \n ',
@@ -301,6 +309,9 @@ GARBAGE: dict[str, Any] = {
     'no state': GOOD.replace('"state"', '"estate"'),
     'no node': GOOD.replace('"node": {', '"edge": {'),
     'a time that is none': GOOD.replace('2025-11-05T10', 'yesterday'),
+    'a time before all times': GOOD.replace('2025-11-05T10:00:00.123456Z', '0001-01-01T00:00:00+14:00'),
+    'an end after all times': ENDED.replace('2025-11-05T10:00:01Z', '9999-12-31T23:59:59-14:00'),
+    'only parts': json.dumps([part('task'), part('join'), part('image')]),
     'not UTF-8': GOOD.encode().replace(b'success', b'succ\xff\xff'),
     'UTF-16': GOOD.encode('utf-16'),
     'a lone surrogate': GOOD.replace('"numbers": []', '"numbers": ["\ud800"]'),
@@ -322,7 +333,9 @@ OURS: dict[str, Any] = {
     'a first number that is text': {'seq': '1'},
     'a negative attempt': {'attempt': -1},
     'an endless attempt': {'attempt': 10**400},
+    'a first number after which there is no room': {'seq': 2**53 - 2},
     'a created that is none': {'created': 'now'},
+    'a created before all times': {'created': '0001-01-01T00:00:00+14:00'},
     'a list': [1],
     'text': 'graphkeep',
 }
@@ -345,12 +358,38 @@ async def test_garbage(store: Store, data: Any):
     assert await finish(store.run('other')) == ANSWER
 
 
+async def test_what_is_refused(store: Store):
+    """It is said which snapshot has what in it that cannot be."""
+    wrong = {
+        'an end after all times': "snapshot number 2, .*9999-12-31T23:59:59-14:00', which is before",
+        'only parts': 'has only parts of a run of a builder graph, and not the run itself',
+    }
+    for what, match in wrong.items():
+        with pytest.raises(CorruptSnapshotError, match=match):
+            await store.import_run(GARBAGE[what], run_id='run')
+
+
+async def test_the_first_and_the_last_moment(store: Store):
+    """A run may be of any time that there is, in any time zone; it is told in UTC."""
+    data = ENDED.replace('2025-11-05T10:00:00.123456Z', '0001-01-01T14:00:00+14:00')
+    await store.import_run(data.replace('2025-11-05T10:00:01Z', '9999-12-31T09:59:59-14:00'), run_id='run')
+    node, end = await store.history('run')
+    assert [record.start_ts and record.start_ts.isoformat() for record in (node, end)] == [
+        '0001-01-01T00:00:00+00:00',
+        '9999-12-31T23:59:59+00:00',
+    ]
+    assert (await info(store, 'run')).updated == end.start_ts
+    assert await store.prune(older_than=timedelta(0), keep_last=1, only_finished=False) == (0, 0)
+    assert await finish(store.run('run')) == ANSWER
+
+
 @pytest.mark.parametrize('duration', ['Infinity', '-Infinity', 'NaN', '1e300', '1e12'])
 async def test_endless_durations(store: Store, duration: str):
     """How long a step took may be told wrongly: the run is listed all the same."""
     data = json.dumps(of_one('success', 'created')).replace('0.25', duration)
     await store.import_run(data, run_id='run')
     assert (await info(store, 'run')).updated is not None
+    assert (await store.prune(older_than=timedelta(0), only_finished=False)).runs == 0
     assert await finish(store.run('run')) == ANSWER
 
 
