@@ -311,6 +311,8 @@ class MemoryStore(Store):
         self._lease = lease
         self._verify = verify
         self._held: dict[str, _MemoryRun] = {}
+        # the options are wrong here, not where the first run is asked for
+        StoredStatePersistence(_MemoryRun('check', clock), lease=lease)
 
     def _open(self, run_id: str, tags: tuple[str, ...]) -> StoredStatePersistence[Any, Any]:
         return StoredStatePersistence(self._run(run_id), lease=self._lease, verify=self._verify, tags=tags)

@@ -22,6 +22,7 @@ __all__ = (
     'damaged',
     'describe',
     'is_count',
+    'is_number',
     'is_resumable',
     'last_change',
     'latest_steps',
@@ -163,6 +164,11 @@ def check_moment(name: str, moment: object) -> datetime:
 def is_count(value: object) -> bool:
     """Whether this is a number of things."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a number, such as one of seconds."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _by_id(info: RunInfo) -> str:

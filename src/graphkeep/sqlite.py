@@ -17,7 +17,7 @@ from .errors import InvalidRunIdError, LockTimeoutError, StorageError
 from .jsonrun import load_attempts, load_owner
 from .names import check_run_id
 from .offload import finished
-from .runinfo import RunInfo, RunQuery, check_statuses, damaged, is_count, is_resumable
+from .runinfo import RunInfo, RunQuery, check_statuses, damaged, is_count, is_number, is_resumable
 from .snapshots import now_utc
 from .sqldb import Database
 from .sqlrun import SqlRun
@@ -74,7 +74,7 @@ class SqliteStore(Store):
         """
         if durability not in ('normal', 'full'):
             raise ValueError(f"durability must be 'normal' or 'full', got {durability!r}")
-        if not busy_timeout >= 0:
+        if not (is_number(busy_timeout) and busy_timeout >= 0):
             raise ValueError(f'busy_timeout must be 0 seconds or more, got {busy_timeout!r}')
         if str(path) == ':memory:':
             raise ValueError("SqliteStore keeps a file, and ':memory:' names none: take MemoryStore()")

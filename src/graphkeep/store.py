@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 from .calls import Calling, call, whole
 from .commit import About, Row, StatusChange, StepRecord
@@ -28,7 +28,7 @@ from .jsonrun import dump_run, parse_run
 from .names import check_run_id, check_tags
 from .offload import Threads, submit
 from .runinfo import Pruned, RunInfo, RunQuery, check_moment, check_statuses, is_count
-from .status import RECOVER, SnapshotStatus
+from .status import RECOVER, RETRY, SnapshotStatus
 from .stored import LOCK_TIMEOUT, StoredStatePersistence
 
 __all__ = ('Store',)
@@ -75,6 +75,12 @@ class Store(ABC):
             InvalidRunIdError: if the id is not of that form.
         """
         return self._open(check_run_id(run_id), check_tags(tags))
+
+    def set_graph_types(self, graph: object) -> NoReturn:
+        """Refuse to be taken for the persistence of one run: a graph calls this first."""
+        raise TypeError(
+            f'{self!r} keeps many runs: give one of them, `store.run(run_id)`, as `persistence=`.'
+        )
 
     async def history(self, run_id: str) -> list[StepRecord]:
         """Return what is known of every snapshot of a run, with attempts, errors and owners, oldest first.
@@ -130,7 +136,7 @@ class Store(ABC):
             into: The id of the new run.
             at: The snapshot to go on from, by its id (the newest with this id) or its number; by default the
                 newest one. A run of a builder graph goes on from where it is: how its tasks stood before is
-                not on record.
+                not on record. What failed in it is to be run again, as after `retry`.
 
         Returns:
             The persistence of the new run.
@@ -138,9 +144,11 @@ class Store(ABC):
         Raises:
             UnknownRunError: if there is no such run.
             UnknownSnapshotError: if it has no such snapshot.
-            ValueError: if `at` is given for a run of a builder graph.
+            ValueError: if `at` is neither an id nor a number, or given for a run of a builder graph.
             RunExistsError: if there is a run `into` already.
         """
+        if isinstance(at, bool) or not isinstance(at, str | int | None):
+            raise ValueError(f'at must be the id or the number of a snapshot, got {at!r}')  # noqa: TRY004 -- as all that is wrong here
         forked = self.run(into)
         rows, about = await self._call(partial(self._rows, check_run_id(run_id)))
         if not rows:
@@ -448,13 +456,18 @@ def _position(run_id: str, rows: Sequence[Row], at: str | int | None) -> int:
 
 
 def _whole(run_id: str, rows: Sequence[Row], at: str | int | None) -> list[Row]:
-    """Return all rows of a run of a builder graph, in nobody's hands."""
+    """Return all rows of a run of a builder graph, in nobody's hands, with another attempt at what failed."""
     if at is not None:
         raise ValueError(
             f'run {run_id!r} is of a builder graph, which can be forked only as it is now: leave out `at`, '
             f'got {at!r}'
         )
-    return [Row(_settled(run_id, row.record, 'forked'), row.body) for row in rows]
+    return [Row(_retried(run_id, _settled(run_id, row.record, 'forked')), row.body) for row in rows]
+
+
+def _retried(run_id: str, record: StepRecord) -> StepRecord:
+    """Return the record with another attempt asked for, if it failed."""
+    return record.changed(run_id, StatusChange(record.id, RETRY)) if record.status == 'error' else record
 
 
 def _afresh(record: StepRecord) -> StepRecord:

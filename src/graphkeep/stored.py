@@ -23,12 +23,15 @@ from .guard import Guard
 from .names import check_tags
 from .offload import finished, give_way, redeliver, submit
 from .persistence import StatePersistence
+from .runinfo import check_moment, is_number
 from .snapshots import Snapshot
 
 __all__ = ('LEASE', 'LOCK_TIMEOUT', 'StoredStatePersistence')
 
 T = TypeVar('T')
 
+_LONGEST: Final = 10**9
+# seconds: some thirty years, so that there is a date when a lease runs out
 _MANY: Final = 200
 # rows and changes of a commit: with more the event loop goes on while a thread writes
 _SLICE: Final = 0.0002
@@ -69,11 +72,15 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
                 `LockTimeoutError`.
             verify: Whether to check before each write that the snapshot would be loaded as it was given.
             tags: What the run is to be found by; recorded when it begins.
+
+        Raises:
+            ValueError: if an option is not of that kind, or the clock of `backend` tells no aware time.
         """
-        if not lease > 0:
-            raise ValueError(f'lease must be more than 0 seconds, got {lease!r}')
-        if not lock_timeout >= 0:
+        if not (is_number(lease) and 0 < lease <= _LONGEST):
+            raise ValueError(f'lease must be more than 0 and at most {_LONGEST} seconds, got {lease!r}')
+        if not (is_number(lock_timeout) and lock_timeout >= 0):
             raise ValueError(f'lock_timeout must be 0 seconds or more, got {lock_timeout!r}')
+        check_moment('what `clock` returns', backend.clock())
         self.run_id = backend.run_id
         self.lease = lease
         self.lock_timeout = lock_timeout

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from pydantic_graph import BaseNode, End, GraphRunContext
 from graphkeep import (
     CorruptSnapshotError,
     FileStatePersistence,
+    FileStore,
     Graph,
     MemoryStore,
     NodeSnapshot,
@@ -33,6 +35,8 @@ from graphkeep import (
     RunFailedError,
     RunOwnedError,
     SnapshotStatusError,
+    SqliteStore,
+    Store,
     StoredStatePersistence,
     heartbeat,
     iter_or_resume,
@@ -322,11 +326,19 @@ async def test_skipped_claim_of_a_gone_owner(shared: Shared):
         assert isinstance(snapshot.node, Second)
 
 
-@pytest.mark.parametrize('lease', [0, -1.0])
-async def test_lease_must_be_positive(lease: float):
-    """A lease that has run out when it begins is refused."""
-    with pytest.raises(ValueError, match='lease must be more than 0'):
-        MemoryStore(lease=lease).run('run')
+@pytest.mark.parametrize('lease', [0, -1.0, float('nan'), float('inf'), 1e13, '5', None, True])
+@pytest.mark.parametrize('make', [MemoryStore, partial(FileStore, 'runs'), partial(SqliteStore, 'runs.db')])
+async def test_wrong_lease(make: Callable[..., Store], lease: Any):
+    """A lease that has run out when it begins, or that never does, is refused where it is given."""
+    with pytest.raises(ValueError, match='lease must be more than 0 and at most 1000000000 seconds, got'):
+        make(lease=lease)
+
+
+@pytest.mark.parametrize('make', [MemoryStore, partial(FileStore, 'runs'), partial(SqliteStore, 'runs.db')])
+async def test_wrong_clock(make: Callable[..., Store]):
+    """A clock that does not tell of which time zone it is is refused where it is given."""
+    with pytest.raises(ValueError, match='what `clock` returns must be an aware time, got datetime'):
+        make(clock=datetime.now)
 
 
 # --------------------------------------------------------------------------------------------- the heartbeat

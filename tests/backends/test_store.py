@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import date, datetime, timedelta, timezone
 from itertools import product
 from typing import Any, get_args
@@ -18,6 +18,7 @@ from graphkeep import (
     Store,
     UnknownRunError,
     iter_or_resume,
+    run_or_resume,
 )
 from tests.backends.stores import (
     Clock,
@@ -55,6 +56,22 @@ async def test_nothing(store: Store):
     assert await store.runs() == []
     store.run('asked for')
     assert await store.runs() == []
+
+
+TAKING: dict[str, Callable[[Any], Awaitable[object]]] = {
+    'run': lambda store: count_up.run(Count(), state=Tally(), persistence=store),
+    'iter': lambda store: count_up.iter(Count(), state=Tally(), persistence=store).__aenter__(),
+    'iter_from_persistence': lambda store: count_up.iter_from_persistence(store).__aenter__(),
+    'initialize': lambda store: count_up.initialize(Count(), store, state=Tally()),
+    'run_or_resume': lambda store: run_or_resume(count_up, Count(), state=Tally(), persistence=store),
+}
+
+
+@pytest.mark.parametrize('verb', TAKING)
+async def test_taken_for_one_run(store: Store, verb: str):
+    """A store in the place of a run's persistence is refused, and it is said what to give."""
+    with pytest.raises(TypeError, match=r'store\.run\(run_id\)'):
+        await TAKING[verb](store)
 
 
 async def test_told(store: Store, clock: Clock):
@@ -296,6 +313,7 @@ async def test_pages(store: Store):
         assert seen == wanted
     assert await store.runs(limit=0) == []
     assert ids(await store.runs(after='run 41')) == ['run 5', 'run 6']
+    assert ids(await store.runs(after='run 5\ud800')) == ['run 6']
 
 
 @pytest.mark.both_backends

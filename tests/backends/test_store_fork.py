@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import get_args
+from typing import Any, get_args
 
 import anyio
 import pytest
@@ -122,6 +122,15 @@ async def test_unknown_snapshot(store: Store, at: int | str):
     """A snapshot that the run does not have is refused by name, and nothing is made."""
     await begin(store, 'run', steps=4)
     with pytest.raises(UnknownSnapshotError, match=re.escape(repr(str(at)))):
+        await store.fork('run', into='new', at=at)
+    assert await nowhere(store, 'new')
+
+
+@pytest.mark.parametrize('at', [True, 1.0, b'1', [1]])
+async def test_what_names_no_snapshot(store: Store, at: Any):
+    """What is neither an id nor a number is refused, and nothing is made."""
+    await begin(store, 'run', steps=4)
+    with pytest.raises(ValueError, match='at must be the id or the number of a snapshot, got'):
         await store.fork('run', into='new', at=at)
     assert await nowhere(store, 'new')
 

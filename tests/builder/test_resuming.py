@@ -490,6 +490,23 @@ async def test_forked(shelf: Shelf):
         await store.fork('r', into='t', at=1)
 
 
+async def test_failed_and_forked(shelf: Shelf):
+    """A fork of a builder run that failed runs again what failed, and that run stays as it is."""
+    store, graph = await shelf.open(), PersistentGraph(chain())
+    with pytest.raises(OverflowError):
+        await graph.run(state=Trail(), inputs=1, deps=raising('two'), persistence=store.run('r'))
+    before = await store.history('r')
+    forked = await store.fork('r', into='s')
+    infos = {info.id: info for info in await store.runs()}
+    assert (infos['r'].status, infos['s'].status, infos['s'].error) == ('error', 'created', None)
+    ran: list[str] = []
+    output = await run_or_resume(graph, deps=record(ran), persistence=forked)
+    assert ran[0] == 'two'
+    assert await store.history('r') == before
+    await store.retry('r')
+    assert await run_or_resume(graph, persistence=store.run('r')) == output
+
+
 async def test_exported(shelf: Shelf, tmp_path: Path):
     """A builder run goes from any store through JSON to any other, and into a file, and goes on there."""
     store, graph = await shelf.open(), PersistentGraph(mapped())
