@@ -176,21 +176,25 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
 
     async def __anext__(self) -> Any:
         await self.finish()
-        if self._task_run.has_failed and not isinstance(self._next, ErrorMarker):
+        if not isinstance(self._next, ErrorMarker):
             self._task_run.recovered()
         try:
             event: Any = await super().__anext__()
         except StopAsyncIteration as exc:
-            if isinstance(self._next, ErrorMarker) and self._next.error is exc:
+            if self._is_told(exc):
                 raise RuntimeError('a step raised StopAsyncIteration') from exc  # this is not the end
             raise
         except Exception as exc:
-            if not self._task_run.has_failed:
+            if not self._is_told(exc):
                 self._task_run.fault(exc)
             raise
         if not isinstance(event, EndMarker):
             await cast(_Iterator, self._iterator_instance).see(event)
         return cast(Any, event)
+
+    def _is_told(self, exc: Exception) -> bool:
+        """Whether this is what a task has raised, as whoever drives the run is told."""
+        return isinstance(self._next, ErrorMarker) and self._next.error is exc
 
     async def __aexit__(self, *exc: Any) -> Any:
         # the host would wait for its tasks if it was cancelled while it waited for one of them
@@ -200,8 +204,6 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
     async def finish(self) -> None:
         """Record the end if the run has come to it."""
         if isinstance(self._next, EndMarker):
-            if self._task_run.has_failed:
-                self._task_run.recovered()
             await self._task_run.finish(self._next.value)
 
     @property

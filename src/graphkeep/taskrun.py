@@ -75,6 +75,8 @@ class _Batch:
 
     rows: dict[str, Row] = field(default_factory=lambda: cast('dict[str, Row]', {}))
     changes: list[StatusChange] = field(default_factory=lambda: cast('list[StatusChange]', []))
+    ended: dict[str, int] = field(default_factory=lambda: cast('dict[str, int]', {}))
+    """The stored tasks that have ended, with the attempts that are on record."""
     by: str = 'the graph'
     """The node of the task that ended last."""
     over: bool = False
@@ -129,6 +131,7 @@ class TaskRun:
         self._stored: dict[str, int] = {record.id: record.attempt for record in stored}
         self._flights: dict[str, TaskFlight] = {}
         self._failed: dict[str, tuple[TaskFlight, BaseException]] = {}
+        self._told: set[str] = set()  # failed, and whoever drives the run was told so
         self._cancelled: set[str] = set()  # in flight, and the run goes on without them
         self._pending = _Batch()
         self._committing = False
@@ -233,8 +236,8 @@ class TaskRun:
             self._pending.changes += changes
         else:
             return
-        if changes[-1].transition in (SUCCEED, CANCEL):
-            self._stored.pop(task_id, None)
+        if changes[-1].transition in (SUCCEED, CANCEL) and task_id in self._stored:
+            self._pending.ended[task_id] = self._stored.pop(task_id)
 
     def _written(self, value: Any, root: str, node_id: str) -> bytes:
         try:
@@ -274,6 +277,7 @@ class TaskRun:
         """Whoever drives the run is about to learn what a task has raised, which may be no `Exception`."""
         if (flight := self._flights.get(task_id)) is not None:
             self._fail(flight, exc)
+        self._told.add(task_id)
 
     def _fail(self, flight: TaskFlight, exc: BaseException) -> None:
         self._leave(flight)
@@ -291,21 +295,19 @@ class TaskRun:
         self._flights.pop(flight.task_id, None)
         self.tracker.leave(flight)
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether a task has raised, and nobody has gone on from there."""
-        return bool(self._failed)
-
     def fault(self, exc: Exception) -> None:
         """What runs between the tasks has raised, such as a reducer; the run cannot go on."""
         self._fault = exc
 
     def recovered(self) -> None:
-        """Whoever drives the run goes on although tasks have raised; the state is taken as it is."""
-        for task_id, (flight, exc) in self._failed.items():
+        """Whoever drives the run goes on from what it was told of; the state is taken as it is."""
+        if not self._told:
+            return
+        for task_id in self._told & self._failed.keys():
+            flight, exc = self._failed.pop(task_id)
             self._end(task_id, FAIL, flight.started, flight.duration, StepError.of(exc))
             self._change(task_id, [StatusChange(task_id, CANCEL)])
-        self._failed.clear()
+        self._told.clear()
         self.tracker.settle()
 
     # ---------------------------------------------------------------------------------------- the writing
@@ -367,6 +369,7 @@ class TaskRun:
             receipt = await self.persistence._commit(commit)
         except GraphkeepError as exc:
             batch.error = self._broken = exc
+            self._stored |= batch.ended  # they have not
             raise
         finally:
             self._writing = None
@@ -425,6 +428,8 @@ class TaskRun:
             await self._turn()
         if self._broken is not None:
             raise self._broken
+        self._told.update(self._failed)
+        self.recovered()
         self.finished = True  # no other commit from here on
         try:
             receipt = await self._commit_end(output)
