@@ -87,12 +87,19 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
             UnsupportedHostError: if the installed pydantic-graph has no such graph builder.
             UnsupportedTypeError: if an annotation of a step cannot be resolved, or the type of the state or
                 the result cannot be stored.
+            ValueError: if one of the new ids is not one of the graph's nodes.
         """
         given: object = graph
         if not isinstance(given, Graph):
             raise TypeError(f'graph must be what GraphBuilder.build() returns, got {given!r}')
         if tracking not in ('exact', 'barrier'):
             raise ValueError(f"tracking must be 'exact' or 'barrier', got {tracking!r}")
+        for stored_id, new_id in (nodes or {}).items():
+            if new_id not in graph.nodes:
+                has = ', '.join(map(repr, graph.nodes))
+                raise ValueError(
+                    f'nodes must lead to nodes of the graph, got {stored_id!r}: {new_id!r}; it has {has}'
+                )
         self.graph = graph
         self.tracking: Tracking = tracking
         self._values = ValueCodec(named_in([*hints_in(graph, _names(inspect.currentframe())), *types]))
