@@ -85,8 +85,8 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
 
         Raises:
             UnsupportedHostError: if the installed pydantic-graph has no such graph builder.
-            UnsupportedTypeError: if an annotation of a step cannot be resolved, or the type of the state or
-                the result cannot be stored.
+            UnsupportedTypeError: if an annotation of a step cannot be resolved, two classes cannot be told
+                apart by their names, or the type of the state or the result cannot be stored.
             ValueError: if one of the new ids is not one of the graph's nodes.
         """
         given: object = graph
@@ -102,7 +102,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
                 )
         self.graph = graph
         self.tracking: Tracking = tracking
-        self._values = ValueCodec(named_in([*hints_in(graph, _names(inspect.currentframe())), *types]))
+        self._values = ValueCodec(named_in([*hints_in(graph, _caller(inspect.currentframe())), *types]))
         node_types = [node.node_type for node in graph.nodes.values() if isinstance(node, NodeStep)]
         self._codec: Codec[Any, Any] = Codec.of(node_types, graph.state_type, graph.output_type)
         self._reader = Reader(graph, self._codec, self._values, dict(nodes or {}))
@@ -459,9 +459,8 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         naming.infer_name(self.graph, frame, self)
 
 
-def _names(frame: FrameType | None) -> dict[str, Any]:
-    caller = frame and frame.f_back
-    return dict(caller.f_locals) if caller else {}
+def _caller(frame: FrameType | None) -> FrameType | None:
+    return frame and frame.f_back
 
 
 def _with_statuses(text: str, run: Sequence[StepRecord]) -> str:

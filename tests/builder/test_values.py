@@ -13,6 +13,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, Flag, IntEnum, StrEnum
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypeAlias, TypeVar, cast
 
@@ -381,6 +382,32 @@ def test_unresolvable():
         signature_hints("step 'a'", cast('Any', step), {})
 
 
+@pytest.mark.parametrize(
+    'annotation, error',
+    [
+        ('Item[int]', 'TypeError'),
+        ('Item | 5', 'TypeError'),
+        ('datetime.Missing', 'AttributeError'),
+        ('a local variable', 'SyntaxError'),
+    ],
+)
+def test_broken_annotation(annotation: str, error: str):
+    """So is one that cannot be resolved for another reason."""
+
+    async def step(ctx: StepContext[None, None, None]) -> int:
+        return 1
+
+    step.__annotations__['return'] = annotation
+    with pytest.raises(UnsupportedTypeError, match=rf"step 'a'.* cannot be resolved \({error}: "):
+        signature_hints("step 'a'", step, {})
+
+
+def test_no_annotations():
+    """What is not written in Python, or has no annotations, names nothing."""
+    for function in (len, list, str.upper, partial(int, base=2), lambda: 1):
+        assert signature_hints('transform', cast('Any', function), {}) == {}
+
+
 # --------------------------------------------------------------------------------------------- within a graph
 
 
@@ -491,6 +518,63 @@ def test_local_types():
     g.add(g.edge_from(g.start_node).to(make), g.edge_from(make).to(use), g.edge_from(use).to(g.end_node))
     graph: Graph[None, None, None, int] = g.build()
     assert PersistentGraph(graph).run_sync(persistence=MemoryStore().run('r')) == 1
+
+
+def test_names_where_it_is_made():
+    """What a name stands for in the module of a step is not changed by variables of who makes the graph."""
+    plain = passing(lambda: Item('a'), 'Item')
+
+    def with_a_class() -> PersistentGraph[None, None, None, str]:
+        @dataclass
+        class Item:
+            other: int
+
+        return PersistentGraph(plain, types=[Item])
+
+    def with_a_text() -> PersistentGraph[None, None, None, str]:
+        Item, str = 'a local variable', 'another one'
+        return PersistentGraph(plain, tracking='exact' if Item and str else 'barrier')
+
+    for graph in (with_a_class(), with_a_text()):
+        assert graph.run_sync(persistence=MemoryStore().run('r')) == repr(Item('a'))
+
+
+def test_local_type_of_a_global_name():
+    """A type that is local to the function that defines the step is meant, not that of its module."""
+    made: list[Any] = []
+
+    @dataclass
+    class Item:
+        number: int
+
+    g = GraphBuilder(output_type=int)
+
+    @g.step
+    async def make(ctx: StepContext[None, None, None]) -> Item:
+        return made[0]
+
+    @g.step
+    async def use(ctx: StepContext[None, None, Any]) -> int:
+        return ctx.inputs.number
+
+    made.append(Item(1))
+    g.add(g.edge_from(g.start_node).to(make), g.edge_from(make).to(use), g.edge_from(use).to(g.end_node))
+    graph: Graph[None, None, None, int] = g.build()
+    assert PersistentGraph(graph).run_sync(persistence=MemoryStore().run('r')) == 1
+
+
+def test_only_where_it_is_made():
+    """A name that the module of a step lacks is looked up where the graph is made."""
+    plain = passing(lambda: 1, int)
+    first: Any = plain.nodes[cast('Any', 'first')]
+    first.call.__annotations__['return'] = 'Elsewhere'
+
+    @dataclass
+    class Elsewhere:
+        number: int
+
+    graph = PersistentGraph(plain)
+    assert graph._values.knows(Elsewhere)
 
 
 def test_state_that_cannot_be_stored():
