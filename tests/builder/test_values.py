@@ -429,6 +429,16 @@ def test_one_name_of_dicts():
     assert written({'a': 1}, codec) == {'a': 1}
 
 
+@pytest.mark.parametrize('cls', [datetime.datetime, datetime.time])
+def test_fold(cls: Any):
+    """A naive time of the second of two equal hours is refused, and what to do is told."""
+    moment = datetime.datetime(2026, 10, 25, 2, 30, fold=1)
+    value = moment if cls is datetime.datetime else moment.time()
+    with pytest.raises(Refusal, match=r'JSON does not hold its fold.*store an aware datetime'):
+        codec.write(value, root='value', verify=True)
+    assert written(value.replace(fold=0)) == value.replace(fold=0)
+
+
 def test_unresolvable():
     """An annotation that cannot be resolved is refused, with what it is of."""
 
