@@ -85,17 +85,24 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
 
         Raises:
             UnsupportedHostError: if the installed pydantic-graph has no such graph builder.
-            UnsupportedTypeError: if an annotation of a step cannot be resolved, or the type of the state or
-                the result cannot be stored.
+            UnsupportedTypeError: if an annotation of a step cannot be resolved, two classes cannot be told
+                apart by their names, or the type of the state or the result cannot be stored.
+            ValueError: if one of the new ids is not one of the graph's nodes.
         """
         given: object = graph
         if not isinstance(given, Graph):
             raise TypeError(f'graph must be what GraphBuilder.build() returns, got {given!r}')
         if tracking not in ('exact', 'barrier'):
             raise ValueError(f"tracking must be 'exact' or 'barrier', got {tracking!r}")
+        for stored_id, new_id in (nodes or {}).items():
+            if new_id not in graph.nodes:
+                has = ', '.join(map(repr, graph.nodes))
+                raise ValueError(
+                    f'nodes must lead to nodes of the graph, got {stored_id!r}: {new_id!r}; it has {has}'
+                )
         self.graph = graph
         self.tracking: Tracking = tracking
-        self._values = ValueCodec(named_in([*hints_in(graph, _names(inspect.currentframe())), *types]))
+        self._values = ValueCodec(named_in([*hints_in(graph, _caller(inspect.currentframe())), *types]))
         node_types = [node.node_type for node in graph.nodes.values() if isinstance(node, NodeStep)]
         self._codec: Codec[Any, Any] = Codec.of(node_types, graph.state_type, graph.output_type)
         self._reader = Reader(graph, self._codec, self._values, dict(nodes or {}))
@@ -452,9 +459,8 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         naming.infer_name(self.graph, frame, self)
 
 
-def _names(frame: FrameType | None) -> dict[str, Any]:
-    caller = frame and frame.f_back
-    return dict(caller.f_locals) if caller else {}
+def _caller(frame: FrameType | None) -> FrameType | None:
+    return frame and frame.f_back
 
 
 def _with_statuses(text: str, run: Sequence[StepRecord]) -> str:

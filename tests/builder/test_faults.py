@@ -96,6 +96,17 @@ async def test_renamed_and_told():
     assert await resumed(graph, store, clock) == 'came to 3'
 
 
+async def test_renamed_and_told_wrongly():
+    """A new id that the graph does not have is refused at once; a stored one that is not told is named."""
+    plain = renamed('first', 'second', 'third')
+    with pytest.raises(ValueError, match=r"got 'one': 'frist'; it has '__start__', 'first', 'second',"):
+        PersistentGraph(plain, nodes={'two': 'second', 'one': 'frist'})
+    store, clock = memory()
+    await crashed(PersistentGraph(chain()), store.run('r'), 4, state=Trail(), inputs=1)
+    with pytest.raises(CorruptSnapshotError, match=r"node 'one' is not .*nodes=\{'one': 'its new id'\}"):
+        await resumed(PersistentGraph(plain, nodes={'eins': 'first', 'two': 'second'}), store, clock)
+
+
 async def test_renamed_forks_and_joins():
     """So it does if a fork, or a join that holds something, was renamed."""
 
