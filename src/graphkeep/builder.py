@@ -19,7 +19,7 @@ from ._host import StateT
 from ._scheduler import EndNode, Graph, NodeID, NodeStep, PersistentGraphRun, ended_run
 from ._spans import new_span, traceparent_of
 from .codec import Codec, Refusal
-from .commit import Commit, Row, StatusChange, StepRecord
+from .commit import START_NODE, Commit, Row, StatusChange, StepRecord
 from .errors import (
     OwnershipLostError,
     RunExistsError,
@@ -29,7 +29,7 @@ from .errors import (
 )
 from .namedtypes import named_in
 from .naming import skip_context_manager
-from .reopening import START_NODE, Opening, Reader, start_body
+from .reopening import Opening, Reader, start_body
 from .snapshots import EndSnapshot
 from .status import START
 from .stored import StoredStatePersistence
