@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import FrameType
 from typing import Any, Final, Generic, Literal, cast
 
 from anyio import CancelScope
 
+from . import naming
 from ._event_loop import run_until_complete
 from ._graph_run import GraphRun, GraphRunResult, id_within
 from ._host import BaseNode, GraphRuntimeError, GraphSetupError, set_snapshot_id
@@ -28,16 +28,13 @@ from ._node_defs import (
 )
 from ._spans import new_span, traceparent_of
 from .memory import SimpleStatePersistence
+from .naming import skip_context_manager
 from .persistence import StatePersistence
+from .unset import UNSET, Unset
 
 __all__ = ('Graph',)
 
 
-class _Unset:
-    """The type of a parameter that is not given, where `None` means something."""
-
-
-_UNSET: Final = _Unset()
 _NO_STATE: Final = cast(Any, None)
 _NO_DEPS: Final = cast(Any, None)
 
@@ -56,8 +53,8 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
     """The graph's name; by default that of the variable that holds it where it is first used."""
     node_defs: dict[str, NodeDef[StateT, DepsT, RunEndT]]
     """What is known of each node, by node id."""
-    _state_type: type[StateT] | _Unset = field(repr=False)
-    _run_end_type: type[RunEndT] | _Unset = field(repr=False)
+    _state_type: type[StateT] | Unset = field(repr=False)
+    _run_end_type: type[RunEndT] | Unset = field(repr=False)
     auto_instrument: bool = field(repr=False)
     """Whether a span is made for every run and every node."""
 
@@ -66,8 +63,8 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
         *,
         nodes: Sequence[type[BaseNode[StateT, DepsT, RunEndT]]],
         name: str | None = None,
-        state_type: type[StateT] | _Unset = _UNSET,
-        run_end_type: type[RunEndT] | _Unset = _UNSET,
+        state_type: type[StateT] | Unset = UNSET,
+        run_end_type: type[RunEndT] | Unset = UNSET,
         auto_instrument: bool = True,
     ):
         """Make a graph and check that every node which may come next is in it.
@@ -115,7 +112,7 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
             infer_name: Whether to take the graph's name from the caller's variables if it has none.
         """
         if infer_name:
-            self._infer_name(inspect.currentframe())
+            naming.infer_name(self, inspect.currentframe())
         opened = self.iter(start_node, state=state, deps=deps, persistence=persistence, infer_name=False)
         async with opened as run:
             async for _ in run:
@@ -140,7 +137,7 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
             GraphRuntimeError: if an event loop is running in this thread.
         """
         if infer_name:
-            self._infer_name(inspect.currentframe())
+            naming.infer_name(self, inspect.currentframe())
         return run_until_complete(
             self.run(start_node, state=state, deps=deps, persistence=persistence, infer_name=False)
         )
@@ -167,7 +164,7 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
             infer_name: Whether to take the graph's name from the caller's variables if it has none.
         """
         if infer_name:
-            self._infer_name(_skip_context_manager(inspect.currentframe()))
+            naming.infer_name(self, skip_context_manager(inspect.currentframe()))
         if persistence is None:
             persistence = SimpleStatePersistence()
         persistence.set_graph_types(self)
@@ -205,7 +202,7 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
                 failed, is unknown, or is owned elsewhere.
         """
         if infer_name:
-            self._infer_name(_skip_context_manager(inspect.currentframe()))
+            naming.infer_name(self, skip_context_manager(inspect.currentframe()))
         persistence.set_graph_types(self)
         if (snapshot := await persistence.load_next()) is None:
             if isinstance(persistence, StatePersistence):
@@ -248,7 +245,7 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
             GraphRuntimeError: if the node is not in the graph; nothing is stored then.
         """
         if infer_name:
-            self._infer_name(inspect.currentframe())
+            naming.infer_name(self, inspect.currentframe())
         id_within(self, node)
         persistence.set_graph_types(self)
         await persistence.snapshot_node(state, node)
@@ -285,7 +282,7 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
             LookupError: if a start node or a node to highlight is not in the graph.
         """
         if infer_name:
-            self._infer_name(inspect.currentframe())
+            naming.infer_name(self, inspect.currentframe())
         return mermaid_code(
             self.node_defs,
             start_node=start_node,
@@ -306,7 +303,7 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
         """The types of state and result: as given, otherwise as the nodes have them, otherwise `None`."""
         given = cast('tuple[Any, Any]', (self._state_type, self._run_end_type))
         inferred = infer_types(self.node_defs)
-        state_type, run_end_type = (i if g is _UNSET else g for g, i in zip(given, inferred, strict=True))
+        state_type, run_end_type = (i if g is UNSET else g for g, i in zip(given, inferred, strict=True))
         return state_type, run_end_type
 
     @contextmanager
@@ -318,15 +315,3 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
         else:
             with span as entered:
                 yield traceparent_of(entered)
-
-    def _infer_name(self, frame: FrameType | None) -> None:
-        caller = frame and frame.f_back
-        if self.name is None and caller:
-            scopes = (caller.f_locals, caller.f_globals)
-            names = (name for scope in scopes for name, value in scope.items() if value is self)
-            self.name = next(names, None)
-
-
-def _skip_context_manager(frame: FrameType | None) -> FrameType | None:
-    """Step over the frame that `asynccontextmanager` puts between a generator and its `async with`."""
-    return frame and frame.f_back

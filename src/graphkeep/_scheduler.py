@@ -176,12 +176,25 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
 
     async def __anext__(self) -> Any:
         await self.finish()
-        if self._task_run.has_failed and not isinstance(self._next, ErrorMarker):
+        if not isinstance(self._next, ErrorMarker):
             self._task_run.recovered()
-        event: Any = await super().__anext__()
+        try:
+            event: Any = await super().__anext__()
+        except StopAsyncIteration as exc:
+            if self._is_told(exc):
+                raise RuntimeError('a step raised StopAsyncIteration') from exc  # this is not the end
+            raise
+        except Exception as exc:
+            if not self._is_told(exc):
+                self._task_run.fault(exc)
+            raise
         if not isinstance(event, EndMarker):
             await cast(_Iterator, self._iterator_instance).see(event)
         return cast(Any, event)
+
+    def _is_told(self, exc: Exception) -> bool:
+        """Whether this is what a task has raised, as whoever drives the run is told."""
+        return isinstance(self._next, ErrorMarker) and self._next.error is exc
 
     async def __aexit__(self, *exc: Any) -> Any:
         # the host would wait for its tasks if it was cancelled while it waited for one of them
@@ -191,8 +204,6 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
     async def finish(self) -> None:
         """Record the end if the run has come to it."""
         if isinstance(self._next, EndMarker):
-            if self._task_run.has_failed:
-                self._task_run.recovered()
             await self._task_run.finish(self._next.value)
 
     @property
@@ -212,13 +223,13 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         self._resumed = resumed
         self._first = True
         self._source: GraphTask | None = None  # of the result that is being handled
-        self._stopping = False  # within the cancelling of sibling tasks
         self._returned: dict[str, str] = {}  # join items on their way: source task, recorded task
         self._reduced: dict[tuple[str, str], list[str]] = {}  # by join: the recorded items that it holds
         self._begun: set[tuple[str, str]] = set()  # joins that are on record as begun
         self._origins: dict[str, TaskFlight] = {}  # of tasks that carry a stream: the task it comes from
         self._sent: dict[str, list[str]] = {}  # what a result on its way leads to, by the task it is of
         self._plain: dict[str, bool] = {}  # whether the reducer of a join is one
+        self._idle: TaskID | None = None  # the task that does nothing
         self._items: dict[str, Any] = {}  # of nodes that have returned an item of a join: the join
         receiver: Any = _Results(self.iter_stream_receiver, self._receive)
         self.iter_stream_receiver = receiver
@@ -268,10 +279,8 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         if resumed.tasks:
             return resumed.tasks
         # joins alone are closed when a task has ended; so let there be one
-        self._idle: Any = self.get_next_task_id()
+        self._idle = self.get_next_task_id()
         return [GraphTask(StartNode.id, None, (), self._idle)]
-
-    _idle: Any = None
 
     async def _run_task(self, task: GraphTask) -> Any:
         task_run = self._task_run
@@ -292,7 +301,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             result = await task_run.tracker.drive(flight, super()._run_task(task), ends=origin is None)
             return await self._record(task, node, flight, result)
         except BaseException as exc:
-            task_run.stopped(flight, exc)
+            self._stop(task, flight, exc)
             raise
 
     async def _run_tracked_task(self, t_: GraphTask) -> None:
@@ -318,13 +327,6 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             task_run.cancel(task_id)
         self._close_joins()
 
-    async def _cancel_sibling_tasks(self, parent_fork_id: Any, node_run_id: Any) -> None:
-        self._stopping = True
-        try:
-            await super()._cancel_sibling_tasks(parent_fork_id, node_run_id)
-        finally:
-            self._stopping = False
-
     def _receive(self, result: Any) -> bool:
         """A result is about to be handled; return whether it is one of a task that was not cancelled.
 
@@ -332,6 +334,8 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         """
         if result.source.task_id not in self.active_tasks:
             return False
+        if (error := getattr(result, 'error', None)) is not None:
+            self._task_run.raised(result.source.task_id, error)
         self._source = result.source
         self._sent.pop(result.source.task_id, None)
         self._task_run.tracker.check()
@@ -343,6 +347,9 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         """Have what a task has come to recorded, before the scheduler learns of it."""
         task_run = self._task_run
         by = task.node_id
+        if task.task_id not in self.active_tasks:
+            self._stop(task, flight)  # it was cancelled, and has returned all the same
+            return []
         if isinstance(result, _GraphTaskAsyncIterable):
             self._begin_join(node)
             return self._streaming(task, flight, result)
@@ -407,18 +414,30 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
                     break
                 if tasks and tasks[0].fork_stack[len(task.fork_stack)].thread_index < skipped:
                     continue  # it is on record: it has ended, or is one of those that the run goes on with
+                if task.task_id not in self.active_tasks:
+                    break  # it was cancelled, and goes on all the same
                 self._create(tasks, by=task.node_id, origin=flight.task_id)
-                await task_run.settle()
                 self._sent[task.task_id] = [one.task_id for one in tasks]
+                await task_run.settle()
                 flight.at_rest = True
                 yield tasks
                 flight.at_rest = False
+            if task.task_id not in self.active_tasks:
+                self._stop(task, flight)
+                return
             self._origins.pop(task.task_id, None)
             task_run.succeeded(flight)
             await task_run.settle()
         except BaseException as exc:
-            task_run.stopped(flight, exc)
+            self._stop(task, flight, exc)
             raise
+
+    def _stop(self, task: GraphTask, flight: TaskFlight, exc: BaseException | None = None) -> None:
+        """A task has raised, or the run has gone on without it, and what it has come to does not count."""
+        if exc is not None and task.task_id in self.active_tasks:
+            self._task_run.stopped(flight, exc)
+        elif flight not in self._origins.values():  # no other task carries its stream
+            self._task_run.dropped(flight)
 
     def _streaming(self, task: GraphTask, flight: TaskFlight, result: Any) -> Any:
         return _GraphTaskAsyncIterable(self._stream(task, flight, result.iterable), result.fork_stack)

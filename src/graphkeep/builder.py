@@ -6,33 +6,36 @@ import inspect
 from collections import Counter
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
-from types import FrameType
+from types import FrameType, NoneType
 from typing import Any, Final, Generic, Literal, cast
 from uuid import uuid4
 
 import anyio
 from typing_extensions import TypeVar
 
+from . import naming
 from ._graph_types import hints_in
 from ._host import StateT
-from ._scheduler import EndMarker, EndNode, Graph, GraphRun, NodeID, NodeStep, PersistentGraphRun, ended_run
+from ._scheduler import EndNode, Graph, NodeID, NodeStep, PersistentGraphRun, ended_run
 from ._spans import new_span, traceparent_of
 from .codec import Codec, Refusal
-from .commit import Commit, Row, StatusChange, StepRecord
+from .commit import START_NODE, Commit, Row, StatusChange, StepRecord
 from .errors import (
-    GraphkeepError,
     OwnershipLostError,
     RunExistsError,
     RunFinishedError,
     UnfaithfulSnapshotError,
+    UnknownRunError,
 )
 from .namedtypes import named_in
-from .reopening import START_NODE, Opening, Reader, start_body
+from .naming import skip_context_manager
+from .reopening import Opening, Reader, start_body
 from .snapshots import EndSnapshot
 from .status import START
 from .stored import StoredStatePersistence
 from .taskrun import TaskRun
 from .tracking import Tracker, Tracking, is_immutable
+from .unset import UNSET
 from .values import ValueCodec
 
 __all__ = ('PersistentGraph',)
@@ -82,17 +85,24 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
 
         Raises:
             UnsupportedHostError: if the installed pydantic-graph has no such graph builder.
-            UnsupportedTypeError: if an annotation of a step cannot be resolved, or the type of the state or
-                the result cannot be stored.
+            UnsupportedTypeError: if an annotation of a step cannot be resolved, two classes cannot be told
+                apart by their names, or the type of the state or the result cannot be stored.
+            ValueError: if one of the new ids is not one of the graph's nodes.
         """
         given: object = graph
         if not isinstance(given, Graph):
             raise TypeError(f'graph must be what GraphBuilder.build() returns, got {given!r}')
         if tracking not in ('exact', 'barrier'):
             raise ValueError(f"tracking must be 'exact' or 'barrier', got {tracking!r}")
+        for stored_id, new_id in (nodes or {}).items():
+            if new_id not in graph.nodes:
+                has = ', '.join(map(repr, graph.nodes))
+                raise ValueError(
+                    f'nodes must lead to nodes of the graph, got {stored_id!r}: {new_id!r}; it has {has}'
+                )
         self.graph = graph
         self.tracking: Tracking = tracking
-        self._values = ValueCodec(named_in([*hints_in(graph, _names(inspect.currentframe())), *types]))
+        self._values = ValueCodec(named_in([*hints_in(graph, _caller(inspect.currentframe())), *types]))
         node_types = [node.node_type for node in graph.nodes.values() if isinstance(node, NodeStep)]
         self._codec: Codec[Any, Any] = Codec.of(node_types, graph.state_type, graph.output_type)
         self._reader = Reader(graph, self._codec, self._values, dict(nodes or {}))
@@ -132,12 +142,16 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
             UnfaithfulSnapshotError: if a value or the state would not be loaded as it is.
         """
         if infer_name:
-            self._name(inspect.currentframe())
+            self._infer_name(inspect.currentframe())
+        if persistence is None:
+            return await self.graph.run(state=state, deps=deps, inputs=inputs, span=span, infer_name=False)
         iterating = self.iter(
             state=state, deps=deps, inputs=inputs, persistence=persistence, span=span, infer_name=False
         )
         async with iterating as run:
-            return await _driven(run)
+            async for _ in run:
+                pass
+            return run.output
 
     def run_sync(
         self,
@@ -151,7 +165,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
     ) -> OutputT:
         """Run the graph from its start to its end, in an event loop of its own; see `run`."""
         if infer_name:
-            self._name(inspect.currentframe())
+            self._infer_name(inspect.currentframe())
 
         async def run() -> OutputT:
             return await self.run(
@@ -177,7 +191,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         Arguments and errors are those of `run`.
         """
         if infer_name:
-            self._name(_caller(inspect.currentframe()))
+            self._infer_name(skip_context_manager(inspect.currentframe()))
         if persistence is None:
             plain = self.graph.iter(state=state, deps=deps, inputs=inputs, span=span, infer_name=False)
             async with plain as run:
@@ -206,7 +220,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
             UnfaithfulSnapshotError: if the state or the inputs would not be loaded as they are.
         """
         if infer_name:
-            self._name(inspect.currentframe())
+            self._infer_name(inspect.currentframe())
         if await self._start(persistence, state, inputs) is None:
             raise RunExistsError(persistence.run_id)
 
@@ -233,7 +247,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
             CorruptSnapshotError: if what is stored cannot be read, or is not of this graph. It stays.
         """
         if infer_name:
-            self._name(_caller(inspect.currentframe()))
+            self._infer_name(skip_context_manager(inspect.currentframe()))
         self._prepare(persistence)
         opening = await self._claim(persistence)
         async with self._open(persistence, opening, deps, span) as run:
@@ -270,20 +284,22 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         receipt = await persistence._commit(Commit(rows=[Row(record, body)], unless_any=True))
         if receipt.interrupted is not None:
             raise receipt.interrupted
-        newest = (await persistence._tail()).rows[0].record
-        return record.id if newest.id == record.id else None
+        rows = (await persistence._tail()).rows
+        if rows[0].record.id != record.id:
+            rows = await persistence._rows()  # somebody may have gone on with it this very moment
+        return record.id if any(row.record.id == record.id for row in rows) else None
 
     async def _claim(self, persistence: StoredStatePersistence[Any, Any]) -> Opening:
         await persistence._flush()
-        if persistence._offered is None:
-            await persistence.release()
-            row, _ = await persistence._claim(lambda row, tail: None)
-        else:
-            offered, persistence._offered = persistence._offered, None
-            row = next((r for r in (await persistence._tail()).open if r.record.id == offered), None)
-        if row is None:
-            raise await persistence.why_unresumable()
         try:
+            if persistence._offered is None:
+                await persistence.release()
+                row, _ = await persistence._claim(lambda row, tail: None)
+            else:
+                offered, persistence._offered = persistence._offered, None
+                row = next((r for r in (await persistence._tail()).open if r.record.id == offered), None)
+            if row is None:
+                raise await persistence.why_unresumable()
             rows = await persistence._rows()
             current = next(r for r in rows if r.record.id == row.record.id and not r.record.is_part)
             return self._reader.opening(current, rows, now=persistence._now(), place=persistence._place)
@@ -303,7 +319,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         persistence._claimed -= {opening.snapshot_id}
         try:
             receipt = await persistence._commit(Commit(changes=opening.changes))
-        except GraphkeepError:
+        except BaseException:  # nothing has begun, so what was claimed is given back
             persistence._claimed |= {opening.snapshot_id}
             with anyio.CancelScope(shield=True):
                 await persistence.release()
@@ -387,7 +403,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         """Start a run, or go on with it, or yield it at its end; see `graphkeep.iter_or_resume`."""
         persistence = self._prepare(persistence)
         if persistence._offered is None:
-            await self._start(persistence, state, inputs)
+            await self._start_or_find(persistence, state, inputs)
         try:
             opening = await self._claim(persistence)
         except RunFinishedError:
@@ -397,6 +413,21 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
             return
         async with self._open(persistence, opening, deps, span) as run:
             yield run
+
+    async def _start_or_find(
+        self, persistence: StoredStatePersistence[Any, Any], state: Any, inputs: Any
+    ) -> None:
+        if state is UNSET and inputs is UNSET and self._takes_something:
+            if not (await persistence._tail()).rows:
+                raise UnknownRunError(persistence.run_id)
+            return
+        given: list[Any] = [None if value is UNSET else value for value in (state, inputs)]
+        await self._start(persistence, given[0], given[1])
+
+    @property
+    def _takes_something(self) -> bool:
+        """Whether a run has a state, or its first step gets something."""
+        return {self.graph.state_type, self.graph.input_type} - {None, NoneType} != set()
 
     async def _ended(self, persistence: StoredStatePersistence[Any, Any], deps: Any) -> Any:
         last = await persistence.load_last()
@@ -424,34 +455,12 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         text = self.graph.render(title=title, direction=direction)
         return text if run is None else _with_statuses(text, run)
 
-    def _name(self, frame: FrameType | None) -> None:
-        """Name a nameless graph after the variable that holds it where the caller of `frame` is."""
-        if self.graph.name is None and frame is not None and frame.f_back is not None:
-            for variables in (frame.f_back.f_locals, frame.f_back.f_globals):
-                held = (name for name, value in variables.items() if value is self or value is self.graph)
-                if (name := next(held, None)) is not None:
-                    self.graph.name = name
-                    return
-
-
-async def _driven(run: GraphRun[Any, Any, Any]) -> Any:
-    """Drive a run to its end, and return its output."""
-    event: Any = None
-    while True:
-        try:
-            event = await run.next(event)
-        except StopAsyncIteration:
-            return cast('EndMarker[Any]', event).value
+    def _infer_name(self, frame: FrameType | None) -> None:
+        naming.infer_name(self.graph, frame, self)
 
 
 def _caller(frame: FrameType | None) -> FrameType | None:
-    """Return the frame below the context manager's own machinery."""
-    return frame.f_back if frame else None
-
-
-def _names(frame: FrameType | None) -> dict[str, Any]:
-    caller = frame and frame.f_back
-    return dict(caller.f_locals) if caller else {}
+    return frame and frame.f_back
 
 
 def _with_statuses(text: str, run: Sequence[StepRecord]) -> str:

@@ -21,7 +21,7 @@ from .errors import GraphkeepError, OwnershipLostError, RunOwnedError
 from .guard import Guard
 from .offload import asyncio_task, caller
 from .owner import new_owner
-from .status import CLAIM, FAIL, RECOVER, RELEASE, START, SUCCEED
+from .status import CANCEL, CLAIM, FAIL, RECOVER, RELEASE, START, SUCCEED
 
 __all__ = ('Claims', 'Commitment', 'node_guard')
 
@@ -177,6 +177,8 @@ class Commitment(_Write):
                 if snapshot_id not in in_hand:
                     raise OwnershipLostError(claims.backend.run_id, None)
                 in_hand.discard(snapshot_id)
+            elif transition is CANCEL:
+                in_hand.discard(snapshot_id)  # if it had begun
             elif transition is RECOVER:
                 if claims.fence is not None and snapshot_id in claims.in_hand:
                     # by this very instance, which lives

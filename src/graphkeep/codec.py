@@ -32,7 +32,7 @@ import pydantic
 from pydantic_core import from_json, to_json
 
 from ._host import BaseNode, End, RunEndT, StateT, set_snapshot_id
-from .commit import StepRecord
+from .commit import START_NODE, StepRecord
 from .errors import CorruptSnapshotError, UnfaithfulSnapshotError, UnsupportedTypeError
 from .faithful import (
     CONFIG_PLACE,
@@ -147,6 +147,13 @@ class Codec(Generic[StateT, RunEndT]):
             CorruptSnapshotError: if it does not fit the types of the graph, or its node is not in the graph.
         """
         shape = self._result if record.kind == 'end' else self._by_id.get(record.node_id)
+        if record.node_id == START_NODE:
+            raise CorruptSnapshotError(
+                place,
+                'is the start of a run of a builder graph, which has tasks and no nodes: `last_state` is its '
+                'state, `load_history` its tasks, and `load_last` its result once it has ended',
+                snapshot_id=record.id,
+            )
         if shape is None:
             raise CorruptSnapshotError(
                 place,

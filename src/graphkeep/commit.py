@@ -19,6 +19,7 @@ from .status import CLAIM, RECOVER, RELEASE, START, TaskStatus, Transition
 __all__ = (
     'ANYBODY',
     'NAMELESS',
+    'START_NODE',
     'UNOWNED',
     'About',
     'Attempt',
@@ -103,6 +104,10 @@ Kind = Literal['node', 'end', 'task', 'join', 'image']
 - `'join'`: a join that has begun, and what it has come to.
 - `'image'`: the state alone.
 """
+
+
+START_NODE: Final = '__start__'
+"""The node id of the row that stands for a run of a builder graph, unless it began as one of `BaseNode`s."""
 
 
 class StepRecord(NamedTuple):

@@ -133,7 +133,8 @@ class UnknownRunError(_RunError, LookupError):
     def __init__(self, run_id: str):
         super().__init__(
             run_id,
-            f'Nothing is stored of run {run_id!r}: start it with a first node, or look elsewhere.',
+            f'Nothing is stored of run {run_id!r}: start it with a first node, a builder graph with its '
+            'state and inputs, or look elsewhere.',
         )
 
 

@@ -220,9 +220,16 @@ def _moment(given: datetime | time, loaded: datetime | time) -> Difference | Non
         given.replace(tzinfo=None) == loaded.replace(tzinfo=None)
         and given.utcoffset() == loaded.utcoffset()
         and (given.tzinfo is None) == (loaded.tzinfo is None)
-        and (given.tzinfo is not None or given.fold == loaded.fold)
     )
-    return None if same else _other_value(given, loaded)
+    if not same:
+        return _other_value(given, loaded)
+    if given.tzinfo is None and given.fold != loaded.fold:
+        return Difference(
+            '',
+            f'is {shown(given)}, and JSON does not hold its fold, which tells the second of two equal hours: '
+            'store an aware datetime, which has its offset, or drop it with `.replace(fold=0)`',
+        )
+    return None
 
 
 def _sequence(given: Sequence[Any], loaded: Sequence[Any]) -> Difference | None:

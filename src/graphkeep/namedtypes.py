@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import CodeType, FrameType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pydantic
@@ -52,13 +54,17 @@ def named_in(hints: Iterable[Any]) -> list[Any]:
     return found
 
 
-def signature_hints(role: str, function: Callable[..., Any], names: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the annotations of a function.
+def signature_hints(
+    role: str, function: Callable[..., Any], names: Mapping[str, Any], caller: FrameType | None = None
+) -> dict[str, Any]:
+    """Return the annotations of a function, each name in them as the function itself would see it.
 
     Args:
         role: What it is, for the error.
         function: The function, or an object that can be called.
-        names: Names beyond those of its module and of what encloses it.
+        names: What else there is, for names that the function does not see.
+        caller: Who asks. Its variables are seen by functions that are defined in it; to others they are the
+            last resort.
 
     Raises:
         UnsupportedTypeError: if one of them cannot be resolved.
@@ -68,11 +74,9 @@ def signature_hints(role: str, function: Callable[..., Any], names: Mapping[str,
         target = getattr(type(function), '__call__', function)  # noqa: B004 -- what is called, not whether it can
     target = inspect.unwrap(target)
     try:
-        enclosing = inspect.getclosurevars(target).nonlocals
-    except (TypeError, ValueError):  # a built-in function, which has none
-        enclosing = {}
-    try:
-        return get_type_hints(target, localns={**names, **enclosing}, include_extras=True)
+        if not getattr(target, '__annotations__', None):  # such as a built-in one
+            return {}
+        return get_type_hints(target, localns=_seen_by(target, names, caller), include_extras=True)
     except NameError as exc:
         raise UnsupportedTypeError(
             role,
@@ -80,8 +84,32 @@ def signature_hints(role: str, function: Callable[..., Any], names: Mapping[str,
             f'its annotation {exc.name!r} cannot be resolved: define it in the module, and not only under '
             '`TYPE_CHECKING`, or make the PersistentGraph where it is defined',
         ) from exc
-    except TypeError:  # not something that has annotations
-        return {}
+    except Exception as exc:  # whatever an annotation does that is written as text
+        raise UnsupportedTypeError(
+            role,
+            function,
+            f'its annotations cannot be resolved ({type(exc).__name__}: {exc}): each must be a type where '
+            'the function is defined',
+        ) from exc
+
+
+def _seen_by(function: Any, names: Mapping[str, Any], caller: FrameType | None) -> dict[str, Any]:
+    """Return what the names in a function's annotations stand for: the innermost scope that has one tells."""
+    variables = dict(caller.f_locals) if caller else {}
+    try:
+        enclosing = dict(inspect.getclosurevars(function).nonlocals)
+    except (TypeError, ValueError):  # not written in Python, or a variable of it has no value yet
+        enclosing = {}
+    # a closure has only what the body of the function needs, not what its annotations do
+    if caller is not None and _encloses(caller.f_code, getattr(function, '__code__', None)):
+        enclosing = {**variables, **enclosing}
+    own = getattr(function, '__globals__', {})
+    return {**variables, **names, **vars(builtins), **own, **enclosing}
+
+
+def _encloses(outer: CodeType, code: CodeType | None) -> bool:
+    inner = [const for const in outer.co_consts if isinstance(const, CodeType)]
+    return any(const is code or _encloses(const, code) for const in inner)
 
 
 def _arguments(hint: Any) -> Iterator[Any]:

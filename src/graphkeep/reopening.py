@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from pydantic_core import from_json
 
 from ._scheduler import Begun, Graph, GraphTask, NodeID, Resumed, Step, TaskID, stack_of
 from .codec import Body, Codec
-from .commit import Parts, Row, StatusChange, StepRecord
+from .commit import START_NODE, Parts, Row, StatusChange, StepRecord
 from .errors import CorruptSnapshotError
 from .snapshots import NodeSnapshot
 from .status import RECOVER, START
 from .taskrows import Branch, read_join, read_task
 from .values import ValueCodec
 
-__all__ = ('START_NODE', 'Opening', 'Reader', 'start_body')
+__all__ = ('Opening', 'Reader', 'start_body')
 
-START_NODE: Final = '__start__'
-"""The node id of the row that stands for a run of a builder graph, unless it began as one of `BaseNode`s."""
 
 
 class Opening(NamedTuple):

@@ -10,17 +10,20 @@ from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
 )
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import anyio
 from typing_extensions import TypeVar
 
+from . import naming
 from ._host import BaseNode, End, GraphRuntimeError, RunEndT, StateT
 from .errors import GraphkeepError, RunFinishedError, SnapshotStatusError
 from .graph import Graph, GraphRun, GraphRunResult
+from .naming import skip_context_manager
 from .persistence import StatePersistence
 from .snapshots import EndSnapshot
+from .unset import UNSET
 
 if TYPE_CHECKING:
     from .builder import PersistentGraph
@@ -49,7 +52,7 @@ async def run_or_resume(
     graph: PersistentGraph[StateT, Any, InputT, OutputT],
     *,
     state: StateT | None = None,
-    inputs: InputT | None = None,
+    inputs: InputT | None = ...,
     deps: Any = None,
     persistence: StatePersistence[Any, Any],
     on_finished: Literal['return', 'raise'] = 'return',
@@ -61,8 +64,8 @@ async def run_or_resume(
     graph: Graph[Any, Any, Any] | PersistentGraph[Any, Any, Any, Any],
     start_node: BaseNode[Any, Any, Any] | None = None,
     *,
-    state: Any = None,
-    inputs: Any = None,
+    state: Any = UNSET,
+    inputs: Any = UNSET,
     deps: Any = None,
     persistence: StatePersistence[Any, Any],
     on_finished: Literal['return', 'raise'] = 'return',
@@ -77,7 +80,7 @@ async def run_or_resume(
     Args:
         graph: The graph; a builder graph as `PersistentGraph(graph)`.
         start_node: The first node of a new run; without it only a stored run goes on. A builder graph has its
-            own.
+            own; with it a run is new if there are `state` or `inputs` for it.
         state: The state of a new run; a stored run has its own.
         inputs: What the first step of a new run of a builder graph gets; a stored run has its own.
         deps: The dependencies of the graph's nodes; never stored.
@@ -89,15 +92,17 @@ async def run_or_resume(
         The result; of a builder graph its output.
 
     Raises:
-        UnknownRunError: if nothing is stored of the run and there is no `start_node`.
+        UnknownRunError: if nothing is stored of the run and there is no `start_node`; for a builder graph, no
+            `state` and no `inputs` either, though it takes one of them.
         RunFinishedError: if the run has finished and a new one was asked for with `on_finished='raise'`.
         RunFailedError: if the run stopped at a node that raised; `await persistence.retry()` gives it another
             attempt.
         RunOwnedError: if another living owner has the run.
     """
     if not isinstance(graph, Graph):
+        _check_builder_graph(graph, start_node)
         if infer_name:
-            graph._name(inspect.currentframe())
+            graph._infer_name(inspect.currentframe())
         async with iter_or_resume(
             graph,
             state=state,
@@ -111,7 +116,7 @@ async def run_or_resume(
                 pass
             return run.output
     if infer_name:
-        _name(graph, inspect.currentframe())
+        naming.infer_name(graph, inspect.currentframe())
     while True:
         async with iter_or_resume(
             graph,
@@ -154,7 +159,7 @@ def iter_or_resume(
     graph: PersistentGraph[StateT, Any, InputT, OutputT],
     *,
     state: StateT | None = None,
-    inputs: InputT | None = None,
+    inputs: InputT | None = ...,
     deps: Any = None,
     persistence: StatePersistence[Any, Any],
     on_finished: Literal['return', 'raise'] = 'return',
@@ -168,8 +173,8 @@ async def iter_or_resume(
     graph: Graph[Any, Any, Any] | PersistentGraph[Any, Any, Any, Any],
     start_node: BaseNode[Any, Any, Any] | None = None,
     *,
-    state: Any = None,
-    inputs: Any = None,
+    state: Any = UNSET,
+    inputs: Any = UNSET,
     deps: Any = None,
     persistence: StatePersistence[Any, Any],
     on_finished: Literal['return', 'raise'] = 'return',
@@ -187,8 +192,9 @@ async def iter_or_resume(
             'give a persistence of graphkeep, or of a store `store.run(run_id)`.'
         )
     if not isinstance(graph, Graph):
+        _check_builder_graph(graph, start_node)
         if infer_name:
-            graph._name(_caller(inspect.currentframe()))
+            graph._infer_name(skip_context_manager(inspect.currentframe()))
         resuming = graph.iter_or_resume(
             persistence, state=state, inputs=inputs, deps=deps, on_finished=on_finished, span=span
         )
@@ -196,12 +202,12 @@ async def iter_or_resume(
             yield builder_run
         return
     if infer_name:
-        _name(graph, _caller(inspect.currentframe()))
+        naming.infer_name(graph, skip_context_manager(inspect.currentframe()))
     persistence.set_graph_types(graph)
     if persistence._offered is None:
         await persistence.release()
     if start_node is not None:
-        await persistence.snapshot_start(state, start_node)  # type: ignore[arg-type]
+        await persistence.snapshot_start(None if state is UNSET else state, start_node)
     async with AsyncExitStack() as stack:
         stack.push_async_exit(_Leaving(persistence))
         resuming = graph.iter_from_persistence(persistence, deps=deps, span=span, infer_name=False)
@@ -245,15 +251,11 @@ class _Leaving(AbstractAsyncContextManager[None]):
             await self._persistence.release()
 
 
-def _caller(frame: FrameType | None) -> FrameType | None:
-    """Return the frame below the context manager's own machinery."""
-    return frame.f_back if frame else None
-
-
-def _name(graph: Graph[Any, Any, Any], frame: FrameType | None) -> None:
-    """Name a nameless graph after the variable that holds it where the caller of `frame` is."""
-    if graph.name is None and frame is not None and frame.f_back is not None:
-        for variables in (frame.f_back.f_locals, frame.f_back.f_globals):
-            graph.name = next((name for name, value in variables.items() if value is graph), None)
-            if graph.name is not None:
-                return
+def _check_builder_graph(graph: object, start_node: object) -> None:
+    if not hasattr(type(graph), 'iter_or_resume'):  # its class cannot be had on every host
+        raise TypeError(
+            f'graph must be a graphkeep.Graph or a graphkeep.PersistentGraph, got {graph!r}: '
+            'wrap what `GraphBuilder.build()` returned in a PersistentGraph'
+        )
+    if start_node is not None:
+        raise TypeError('a builder graph begins at its own start: give `inputs`, not `start_node`')

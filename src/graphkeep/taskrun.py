@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from time import perf_counter
-from typing import Any, Final, cast
+from typing import Any, Final, TypeGuard, cast
 from uuid import UUID, uuid5
 
 import anyio
@@ -14,7 +15,7 @@ import anyio.lowlevel
 
 from ._host import End
 from .codec import Body, Codec, Refusal
-from .commit import Commit, Row, StatusChange, StepError, StepRecord
+from .commit import Commit, Receipt, Row, StatusChange, StepError, StepRecord
 from .errors import GraphkeepError, OwnershipLostError, UnfaithfulSnapshotError
 from .snapshots import EndSnapshot
 from .status import CANCEL, FAIL, RELEASE, START, SUCCEED, Transition
@@ -74,6 +75,10 @@ class _Batch:
 
     rows: dict[str, Row] = field(default_factory=lambda: cast('dict[str, Row]', {}))
     changes: list[StatusChange] = field(default_factory=lambda: cast('list[StatusChange]', []))
+    ended: dict[str, int] = field(default_factory=lambda: cast('dict[str, int]', {}))
+    """The stored tasks that have ended, with the attempts that are on record."""
+    by: str = 'the graph'
+    """The node of the task that ended last."""
     over: bool = False
     error: Exception | None = None
 
@@ -125,13 +130,15 @@ class TaskRun:
         self._verify = persistence.verify
         self._stored: dict[str, int] = {record.id: record.attempt for record in stored}
         self._flights: dict[str, TaskFlight] = {}
-        self._failed: dict[str, tuple[TaskFlight, Exception]] = {}
+        self._failed: dict[str, tuple[TaskFlight, BaseException]] = {}
+        self._told: set[str] = set()  # failed, and whoever drives the run was told so
         self._cancelled: set[str] = set()  # in flight, and the run goes on without them
         self._pending = _Batch()
         self._committing = False
         self._writing: _Batch | None = None
         self._waiting: list[anyio.Event] = []
-        self._broken: GraphkeepError | None = None
+        self._broken: BaseException | None = None  # why nothing more can be written
+        self._fault: Exception | None = None
 
     def now(self) -> datetime:
         """Return the present moment, by the store's clock (UTC)."""
@@ -229,8 +236,8 @@ class TaskRun:
             self._pending.changes += changes
         else:
             return
-        if changes[-1].transition in (SUCCEED, CANCEL):
-            self._stored.pop(task_id, None)
+        if changes[-1].transition in (SUCCEED, CANCEL) and task_id in self._stored:
+            self._pending.ended[task_id] = self._stored.pop(task_id)
 
     def _written(self, value: Any, root: str, node_id: str) -> bytes:
         try:
@@ -254,6 +261,7 @@ class TaskRun:
     def succeeded(self, flight: TaskFlight) -> None:
         """A task has returned: have that recorded, with what was created since."""
         self._leave(flight)
+        self._pending.by = flight.node_id
         self._end(flight.task_id, SUCCEED, flight.started, flight.duration)
 
     def stays(self, flight: TaskFlight) -> None:
@@ -261,32 +269,45 @@ class TaskRun:
         self._leave(flight)
 
     def stopped(self, flight: TaskFlight, exc: BaseException) -> None:
-        """A task has raised, or was cancelled."""
-        if flight.task_id in self._cancelled:
-            self._cancelled.discard(flight.task_id)
-            self._leave(flight)
-            self._end(flight.task_id, CANCEL, flight.started, flight.duration)
-        elif isinstance(exc, Exception):
-            self._leave(flight)
-            if not self.tracker.watching:
-                flight.changed = self.tracker.has_changed()
-            self._failed[flight.task_id] = flight, exc
+        """A task has raised, or was interrupted together with the run."""
+        if isinstance(exc, Exception):
+            self._fail(flight, exc)
+
+    def raised(self, task_id: str, exc: BaseException) -> None:
+        """Whoever drives the run is about to learn what a task has raised, which may be no `Exception`."""
+        if (flight := self._flights.get(task_id)) is not None:
+            self._fail(flight, exc)
+        self._told.add(task_id)
+
+    def _fail(self, flight: TaskFlight, exc: BaseException) -> None:
+        self._leave(flight)
+        if not self.tracker.watching:
+            flight.changed = self.tracker.has_changed()
+        self._failed[flight.task_id] = flight, exc
+
+    def dropped(self, flight: TaskFlight) -> None:
+        """A task has ended that the run has gone on without."""
+        self._cancelled.discard(flight.task_id)
+        self._leave(flight)
+        self._end(flight.task_id, CANCEL, flight.started, flight.duration)
 
     def _leave(self, flight: TaskFlight) -> None:
         self._flights.pop(flight.task_id, None)
         self.tracker.leave(flight)
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether a task has raised, and nobody has gone on from there."""
-        return bool(self._failed)
+    def fault(self, exc: Exception) -> None:
+        """What runs between the tasks has raised, such as a reducer; the run cannot go on."""
+        self._fault = exc
 
     def recovered(self) -> None:
-        """Whoever drives the run goes on although tasks have raised; the state is taken as it is."""
-        for task_id, (flight, exc) in self._failed.items():
+        """Whoever drives the run goes on from what it was told of; the state is taken as it is."""
+        if not self._told:
+            return
+        for task_id in self._told & self._failed.keys():
+            flight, exc = self._failed.pop(task_id)
             self._end(task_id, FAIL, flight.started, flight.duration, StepError.of(exc))
             self._change(task_id, [StatusChange(task_id, CANCEL)])
-        self._failed.clear()
+        self._told.clear()
         self.tracker.settle()
 
     # ---------------------------------------------------------------------------------------- the writing
@@ -348,6 +369,7 @@ class TaskRun:
             receipt = await self.persistence._commit(commit)
         except GraphkeepError as exc:
             batch.error = self._broken = exc
+            self._stored |= batch.ended  # they have not
             raise
         finally:
             self._writing = None
@@ -359,21 +381,24 @@ class TaskRun:
     def _rows(self, batch: _Batch, image: object) -> list[Row]:
         """Return the rows of a batch, and in one of them the state if it is not what was stored last."""
         rows = list(batch.rows.values())
-        if image == self.tracker.stored:
+        changed = image != self.tracker.stored
+        if not changed and not (self._verify and self.tracker.matters):
             return rows
-        text = self._state_text(image)
+        text = self._state_text(image, batch.by)  # what looks as before may still not be loaded as it is
+        if not changed:
+            return rows
         if rows:
             rows[0] = Row(rows[0].record, Body(text, rows[0].body.node))
             return rows
         return [Row(StepRecord('image', '', 'image', 'success'), Body(text, b'{"node_id":""}'))]
 
-    def _state_text(self, image: object) -> bytes:
+    def _state_text(self, image: object, by: str) -> bytes:
         text = image if isinstance(image, bytes) else None
         try:
             return self._codec.write_state(self._state, self._verify, text)
         except Refusal as refusal:
             raise UnfaithfulSnapshotError(
-                self.run_id, 'the graph', refusal.field, refusal.problem
+                self.run_id, by, refusal.field, refusal.problem
             ) from refusal.__cause__
 
     # ------------------------------------------------------------------------------------------- the end
@@ -403,30 +428,44 @@ class TaskRun:
             await self._turn()
         if self._broken is not None:
             raise self._broken
-        self.finished = True
+        self._told.update(self._failed)
+        self.recovered()
+        self.finished = True  # no other commit from here on
+        try:
+            receipt = await self._commit_end(output)
+        except BaseException as exc:
+            self.finished, self._broken = False, exc
+            raise
+        if receipt.interrupted is not None:
+            raise receipt.interrupted
+
+    async def _commit_end(self, output: Any) -> Receipt:
+        end = self.persistence._row(EndSnapshot(state=self._state, result=End(output), ts=self.now()))
         batch = self._pending
         for task_id in [*self._stored, *(row.record.id for row in batch.rows.values() if _is_open(row))]:
             flight = self._flights.get(task_id)
             how = SUCCEED if task_id == self.ending else CANCEL
             self._end(task_id, how, flight and flight.started, flight and flight.duration)
-        end = EndSnapshot(state=self._state, result=End(output), ts=self.now())
         done = StatusChange(self.snapshot_id, SUCCEED, None, perf_counter() - self._begun)
-        rows = [*batch.rows.values(), self.persistence._row(end)]
-        receipt = await self.persistence._commit(Commit([*batch.changes, done], rows, must_land=True))
-        if receipt.interrupted is not None:
-            raise receipt.interrupted
+        rows = [*batch.rows.values(), end]
+        return await self.persistence._commit(Commit([*batch.changes, done], rows, must_land=True))
 
     async def leave(self, exc: BaseException | None) -> None:
         """Write that the run was left before its end: what was in flight is to be run again.
 
         It has failed if a task has raised and nobody has gone on from there; else anybody may go on with it.
+        If the storage fails this is made up for by the next use of the persistence.
         """
         if self.finished:
             return
         self.finished = True
-        self._pending = _Batch()
+        batch, self._pending = self._pending, _Batch()
+        self._pending.changes += _taken_back(batch.changes)
         reason = f'interrupted by {type(exc).__name__}' if exc is not None else 'the run was left'
         failed: StepError | None = None
+        for error in (self._broken, self._fault):
+            if _is_failure(error):
+                failed = StepError.of(error)
         for task_id, flight in self._flights.items():
             if task_id in self._stored:
                 self._pending.changes += [
@@ -434,8 +473,8 @@ class TaskRun:
                     StatusChange(task_id, RELEASE, None, flight.duration, reason=reason),
                 ]
         for task_id, (flight, error) in self._failed.items():
-            if isinstance(error, GraphkeepError) and not isinstance(error, UnfaithfulSnapshotError):
-                continue  # it is not the step that failed
+            if not _is_failure(error):
+                continue
             failed = StepError.of(error)
             if task_id in self._stored:
                 self._end(task_id, FAIL, flight.started, flight.duration, failed)
@@ -445,7 +484,7 @@ class TaskRun:
         else:
             last = StatusChange(self.snapshot_id, RELEASE, None, duration, reason=reason)
         try:
-            await self.persistence._commit(Commit([*self._pending.changes, last], must_land=True))
+            await self.persistence._land(Commit([*self._pending.changes, last], must_land=True))
         except OwnershipLostError:
             if exc is None:
                 raise
@@ -453,6 +492,23 @@ class TaskRun:
             if exc is None:
                 raise
             exc.add_note(f'That the run was left could not be recorded: {other}')
+
+
+def _taken_back(changes: Sequence[StatusChange]) -> Iterator[StatusChange]:
+    """Return that tasks were run, instead of what became of them: that was not committed."""
+    for begun, ended in pairwise(changes):
+        if begun.transition is START and begun.at is not None:
+            yield begun
+            yield StatusChange(
+                ended.snapshot_id, RELEASE, None, ended.duration, reason='its commit had to wait'
+            )
+
+
+def _is_failure(error: BaseException | None) -> TypeGuard[Exception]:
+    """Whether it is the graph that failed, and neither an interruption nor the storage."""
+    if isinstance(error, GraphkeepError):
+        return isinstance(error, UnfaithfulSnapshotError)
+    return isinstance(error, Exception)
 
 
 def _join_key(join_id: str, fork_run: str) -> str:

@@ -7,6 +7,7 @@ deps are new, and of state and inputs there is what can be decoded.
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -210,6 +211,11 @@ class Runs(Protocol):
         """Return the same of a run that has finished, without running anything."""
         ...
 
+    @property
+    def same_tasks(self) -> bool:
+        """Whether each run has the same tasks, however they are scheduled."""
+        ...
+
 
 @dataclass
 class BuilderRuns:
@@ -224,6 +230,11 @@ class BuilderRuns:
     def name(self) -> str:
         """The case's."""
         return self.case.name
+
+    @property
+    def same_tasks(self) -> bool:
+        """Unless chance decides which tasks are cancelled before they end."""
+        return not self.case.kinds & {'cancel siblings', 'first value', 'several ends', 'race to the end'}
 
     async def expected(self) -> Any:
         """Return what the plain host's graph comes to."""
@@ -332,6 +343,8 @@ class _Crashing:
     expected: Any
     chance: Random
     report: Report = field(default_factory=Report)
+    tasks: Counter[Any] | None = None
+    """The tasks that succeeded without a crash."""
 
     def chosen(self, commits: int, most: int | None) -> list[int]:
         """Choose after how many of these commits to crash: never after the last, for that is no crash."""
@@ -354,11 +367,27 @@ class _Crashing:
         if found is not _NOTHING:
             async with place.open() as store:
                 self._compare(await self._recorded(store.run('run'), when), f'as recorded {when}')
+                await self._check_store(store, when)
         return backend.commits
 
     def _compare(self, found: Any, when: str) -> None:
         if found is not _NOTHING and found != self.expected:
             self._differs(when, f'expected {self.expected}\n      found {found}')
+
+    async def _check_store(self, store: Store, when: str) -> None:
+        """Nobody has a run that has ended, and what had succeeded before a crash was not run again."""
+        (info,) = await store.runs()
+        if (info.status, info.owner) != ('success', None):
+            self._differs(when, f'the run is left {info.status}, and its owner is {info.owner}')
+        tasks = Counter(
+            record.node_id  # its path may tell which item came to a join first
+            for record in await store.history('run')
+            if (record.kind, record.status) == ('task', 'success')
+        )
+        if self.tasks is None:
+            self.tasks = tasks
+        elif self.runs.same_tasks and tasks != self.tasks:
+            self._differs(when, f'succeeded too often: {tasks - self.tasks}, or never: {self.tasks - tasks}')
 
     async def _found(self, persistence: Persistence, backend: Dying, when: str) -> Any:
         try:

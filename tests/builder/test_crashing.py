@@ -42,6 +42,7 @@ class Adding:
     """Runs of a graph that adds up."""
 
     name = 'adding'
+    same_tasks = True
 
     def __init__(self, answer: tuple[int, list[int]] = (66, [0, 0, 1, 10, 2, 20, 3, 30])):
         self.answer = answer

@@ -253,7 +253,7 @@ async def only(kept: list[int], run: Any) -> Any:
 
 
 async def test_override_with_none():
-    """A run of which nothing is left has no result: the host's error comes out; it goes on from before."""
+    """A run of which nothing is left has no result: it fails with the host's error, and can be retried."""
     async with mapped().iter(state=Trail(), inputs=[1, 2]) as plain:
         with pytest.raises(RuntimeError, match='no result'):
             await only([], plain)
@@ -261,6 +261,9 @@ async def test_override_with_none():
     with pytest.raises(RuntimeError, match='no result'):
         async with graph.iter(state=Trail(), inputs=[1, 2], persistence=store.run('r')) as run:
             await only([], run)
+    (info,) = await store.runs()
+    assert (info.status, info.owner) == ('error', None)
+    await store.retry('r')
     assert await run_or_resume(graph, persistence=store.run('r')) == 3
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import json
 import sys
@@ -22,13 +21,11 @@ from graphkeep import (
     CorruptSnapshotError,
     MemoryStore,
     PersistentGraph,
-    StorageError,
     UnfaithfulSnapshotError,
     UnsupportedHostError,
     run_or_resume,
 )
 from graphkeep.codec import Body
-from tests.builder.graphs import CASES, Case
 from tests.builder.trails import (
     Trail,
     chain,
@@ -36,11 +33,16 @@ from tests.builder.trails import (
     looping,
     mapped,
     memory,
-    record,
     resumed,
 )
 
 pytestmark = pytest.mark.anyio
+
+
+class Odd(str):
+    """A string of another class."""
+
+    __slots__ = ()
 
 
 def renamed(*names: str) -> Graph[Trail, object, int, str]:
@@ -92,6 +94,17 @@ async def test_renamed_and_told():
         renamed('first', 'second', 'third'), nodes={'one': 'first', 'two': 'second', 'three': 'third'}
     )
     assert await resumed(graph, store, clock) == 'came to 3'
+
+
+async def test_renamed_and_told_wrongly():
+    """A new id that the graph does not have is refused at once; a stored one that is not told is named."""
+    plain = renamed('first', 'second', 'third')
+    with pytest.raises(ValueError, match=r"got 'one': 'frist'; it has '__start__', 'first', 'second',"):
+        PersistentGraph(plain, nodes={'two': 'second', 'one': 'frist'})
+    store, clock = memory()
+    await crashed(PersistentGraph(chain()), store.run('r'), 4, state=Trail(), inputs=1)
+    with pytest.raises(CorruptSnapshotError, match=r"node 'one' is not .*nodes=\{'one': 'its new id'\}"):
+        await resumed(PersistentGraph(plain, nodes={'eins': 'first', 'two': 'second'}), store, clock)
 
 
 async def test_renamed_forks_and_joins():
@@ -379,6 +392,28 @@ async def test_state_that_cannot_be_stored():
     assert await run_or_resume(graph, persistence=store.run('r')) == 300
 
 
+@pytest.mark.both_backends
+@pytest.mark.parametrize('value', [(1, 2), Odd('a')], ids=repr)
+async def test_state_that_would_be_loaded_otherwise(value: Any):
+    """A change of the state that its JSON does not show is refused when the step that made it ends."""
+    g = GraphBuilder(state_type=dict[str, Any], output_type=int)
+
+    @g.step
+    async def change(ctx: StepContext[dict[str, Any], None, None]) -> int:
+        ctx.state['value'] = value
+        return 1
+
+    g.add(g.edge_from(g.start_node).to(change), g.edge_from(change).to(g.end_node))
+    store, graph = MemoryStore(), PersistentGraph(g.build())
+    state = {'value': json.loads(json.dumps(value))}
+    with pytest.raises(UnfaithfulSnapshotError, match=r"'change'.*`state\['value'\]`") as refused:
+        await graph.run(state=state, persistence=store.run('r'))
+    assert refused.value.node_id == 'change'
+    assert [r.status for r in await store.history('r') if r.node_id == 'change'] == ['error']
+    (info,) = await store.runs()
+    assert (info.status, info.owner) == ('error', None)
+
+
 async def test_state_that_cannot_be_stored_at_the_start():
     """At the start it is refused, and there is no run."""
     store = MemoryStore()
@@ -443,164 +478,6 @@ async def test_output_that_cannot_be_stored():
         await graph.run(deps='bad', persistence=store.run('r'))
     await store.retry('r')
     assert await run_or_resume(graph, persistence=store.run('r')) == 1
-
-
-# ---------------------------------------------------------------------------------------------------- storage
-
-
-@pytest.mark.both_backends
-@pytest.mark.parametrize('make', [chain, mapped, looping], ids=lambda make: make.__name__)
-async def test_disk_full(make: Callable[[], Any]):
-    """If the storage fails at any commit, that error comes out, nothing is lost, and the run goes on."""
-    inputs: Any = [1, 2] if make is mapped else 2
-    expected = await make().run(state=Trail(), inputs=inputs)
-    graph, failing, failed = PersistentGraph(make()), 0, True
-    while failed:
-        failing += 1
-        store, clock = memory()
-        persistence = store.run('r')
-        disk = FullDisk(persistence, failing)
-        ran: list[str] = []
-        how: dict[str, Any] = {'state': Trail(), 'inputs': inputs}
-        if failed := await disk.fills(graph, deps=record(ran), persistence=persistence, **how):
-            before = await persistence.load_history()
-            again: list[str] = []
-            how = {'state': Trail(), 'inputs': inputs}
-            assert await resumed(graph, store, clock, deps=record(again), **how) == expected
-            after = {r.id: r.status for r in await store.history('r')}
-            assert all(after[r.id] == 'success' for r in before if r.status == 'success')
-            assert not [name for name in again if ran.count(name) + again.count(name) > 2]
-    assert failing > 5
-
-
-class FullDisk:
-    """Lets one commit of a persistence fail."""
-
-    def __init__(self, persistence: Any, failing: int):
-        self.commit = persistence._commit
-        self.left = failing
-        persistence._commit = self
-
-    async def __call__(self, write: Any) -> Any:
-        self.left -= 1
-        if self.left == 0:
-            raise StorageError('the disk', 'write', OSError(28, 'No space left on device'))
-        return await self.commit(write)
-
-    async def fills(self, graph: Any, **how: Any) -> bool:
-        """Run the graph, and return whether the commit failed; then that is the error that comes out."""
-        with anyio.fail_after(5):
-            try:
-                await run_or_resume(graph, **how)
-            except StorageError:
-                return True
-        assert self.left > 0, 'the error should come out'
-        return False
-
-
-# ----------------------------------------------------------------------------------------------- cancellation
-
-CANCELLED = [
-    CASES[name]
-    for name in (
-        *('chain_of_steps', 'map_of_every_change', 'nested_maps_into_one_join', 'stream_of_numbers'),
-        *('join_that_numbers_its_items', 'nodes_in_a_map', 'map_and_join_in_a_loop', 'empty_map'),
-    )
-]
-
-
-class Turns:
-    """Cancels a call after so many turns of the event loop."""
-
-    def __init__(self, turns: int):
-        self.turns = turns
-        self.scope = anyio.CancelScope()
-
-    async def finishes(self, run: Callable[..., Any], given: dict[str, Any], **how: Any) -> bool:
-        """Call it, and return whether it ended before."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._cancel)
-            with self.scope:
-                await run(**given, **how)
-                return True
-        return False
-
-    async def _cancel(self) -> None:
-        for _ in range(self.turns):
-            await anyio.lowlevel.checkpoint()
-        self.scope.cancel()
-
-
-# a stream that the host leaves to the garbage collector, which tells that on trio
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.both_backends
-@pytest.mark.parametrize('case', CANCELLED, ids=repr)
-async def test_cancelled(case: Case):
-    """A run that is cancelled after any number of turns is in nobody's hands, and comes to its result."""
-    expected_state = case.state()
-    output = await case.build().run(state=expected_state, inputs=case.inputs(), deps=case.deps())
-    expected = case.normalise(output, expected_state)
-    graph = PersistentGraph(case.build(), types=case.types)
-    turn, finished = 0, False
-    while not finished:
-        store = MemoryStore()
-        with anyio.fail_after(20):
-            finished = await Turns(turn).finishes(
-                graph.run,
-                {'state': case.state(), 'inputs': case.inputs(), 'deps': case.deps()},
-                persistence=store.run('r'),
-            )
-        for info in await store.runs():
-            assert (info.status, info.owner) in (('created', None), ('success', None)), f'after {turn} turns'
-            assert not [r for r in await store.history('r') if r.status in ('running', 'pending')]
-        persistence = store.run('r')
-        result = await run_or_resume(
-            graph, state=case.state(), inputs=case.inputs(), deps=case.deps(), persistence=persistence
-        )
-        assert case.normalise(result, await persistence.last_state()) == expected, f'after {turn} turns'
-        turn += 1
-        assert turn < 2000
-    assert turn > 5
-
-
-async def test_task_cancelled():
-    """The same with `Task.cancel` of asyncio; and the cancellation comes out."""
-    turn = 0
-    while True:
-        store, graph = MemoryStore(), PersistentGraph(mapped())
-        task = asyncio.create_task(graph.run(state=Trail(), inputs=[1, 2], persistence=store.run('r')))
-        for _ in range(turn):
-            await asyncio.sleep(0)
-        if not task.cancel():
-            break
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert [info.owner for info in await store.runs()] in ([], [None])
-        persistence = store.run('r')
-        assert await run_or_resume(graph, state=Trail(), inputs=[1, 2], persistence=persistence) == 3
-        assert len((await persistence.last_state()).steps) == 3
-        turn += 1
-    assert turn > 5
-    assert task.result() == 3
-
-
-@pytest.mark.both_backends
-async def test_timed_out_within():
-    """A run whose iteration is timed out can be left at once, and gone on with."""
-    store, graph = MemoryStore(), PersistentGraph(mapped())
-
-    async def wait(name: str) -> None:
-        if name == 'item 2':
-            await anyio.sleep_forever()
-
-    with anyio.fail_after(5):
-        async with graph.iter(state=Trail(), inputs=[1, 2], deps=wait, persistence=store.run('r')) as run:
-            with anyio.move_on_after(0.02):
-                async for _ in run:
-                    pass
-    (info,) = await store.runs()
-    assert (info.status, info.owner) == ('created', None)
-    assert await run_or_resume(graph, persistence=store.run('r')) == 3
 
 
 @pytest.mark.both_backends

@@ -11,10 +11,11 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
+from pydantic_graph import GraphBuilder, StepContext
 
 from graphkeep import (
     FileStatePersistence,
@@ -112,11 +113,49 @@ async def test_run_of_a_run_that_is_there(ended: bool):
 
 
 async def test_unknown_run():
-    """`iter_from_persistence` begins no run."""
+    """`iter_from_persistence` begins no run, nor does who gives a graph neither its state nor its inputs."""
     store = MemoryStore()
     with pytest.raises(UnknownRunError, match="'r'"):
         async with PersistentGraph(chain()).iter_from_persistence(store.run('r')):
             pass
+    with pytest.raises(UnknownRunError, match='with its state and inputs'):
+        await run_or_resume(PersistentGraph(chain()), persistence=store.run('r'))
+    assert await store.runs() == []
+
+
+async def test_nothing_to_give():
+    """A graph without state and inputs needs none to begin; one that takes `None` is given it."""
+    store = MemoryStore()
+    g: Any = GraphBuilder(input_type=cast(Any, int | None), output_type=str)
+
+    @g.step
+    async def tell(ctx: StepContext[None, None, int | None]) -> str:
+        return repr(ctx.inputs)
+
+    g.add(g.edge_from(g.start_node).to(tell), g.edge_from(tell).to(g.end_node))
+    graph: Any = PersistentGraph(g.build())
+    with pytest.raises(UnknownRunError):
+        await run_or_resume(graph, persistence=store.run('r'))
+    assert await run_or_resume(graph, inputs=None, persistence=store.run('r')) == 'None'
+    nothing = GraphBuilder(output_type=str)
+
+    @nothing.step
+    async def speak(ctx: StepContext[None, None, None]) -> str:
+        return 'here'
+
+    nothing.add(
+        nothing.edge_from(nothing.start_node).to(speak), nothing.edge_from(speak).to(nothing.end_node)
+    )
+    assert await run_or_resume(PersistentGraph(nothing.build()), persistence=store.run('s')) == 'here'
+
+
+async def test_wrong_graph():
+    """What `GraphBuilder.build()` returned has to be wrapped, and has no first node; both is said."""
+    store, graph = MemoryStore(), chain()
+    with pytest.raises(TypeError, match='in a PersistentGraph'):
+        await run_or_resume(cast(Any, graph), persistence=store.run('r'))
+    with pytest.raises(TypeError, match='give `inputs`, not `start_node`'):
+        await cast(Any, run_or_resume)(PersistentGraph(graph), object(), persistence=store.run('r'))
     assert await store.runs() == []
 
 
@@ -200,7 +239,7 @@ async def test_finished():
 
 async def test_no_output():
     """A run that came to nothing has finished all the same."""
-    from pydantic_graph import GraphBuilder, StepContext
+    from pydantic_graph import GraphBuilder
     from pydantic_graph.graph_builder import Graph
 
     g = GraphBuilder(output_type=type(None))

@@ -13,13 +13,14 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, Flag, IntEnum, StrEnum
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypeAlias, TypeVar, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, create_model
 from pydantic_core import from_json
 from pydantic_graph import BaseNode, End, GraphBuilder, GraphRunContext, StepContext
 from pydantic_graph.graph_builder import Graph
@@ -360,15 +361,82 @@ def test_standard_library():
         assert same(written(value, codec), value)
 
 
-def test_two_of_a_generic():
-    """A generic class of two parametrisations comes back with either."""
-    codec = ValueCodec(named_in([Holder[int], Holder[Item]]))
-    for value in (Holder(1), Holder(Item('a'))):
-        try:
-            text = codec.write(value, root='value', verify=True)
-        except Refusal:
-            continue
-        assert codec.read(from_json(text)) == value
+@pytest.mark.parametrize('verify', [True, False])
+def test_several_of_a_generic(verify: bool):
+    """A generic class of several parametrisations comes back with any of them, in whatever order they are."""
+    types: list[Any] = [
+        Holder[int],
+        Holder[str],
+        Holder[datetime.date],
+        Holder[Item],
+        Holder[list[Item] | None],
+    ]
+    values: list[Any] = [
+        *(Holder(1), Holder('2026-01-02'), Holder(datetime.date(2026, 1, 2)), Holder(Item('a'))),
+        *(Holder([Item('a')]), Holder(None)),
+    ]
+    for order in (types, types[::-1]):
+        codec = ValueCodec(order)
+        for value in values:
+            text = codec.write(value, root='value', verify=verify)
+            assert same(codec.read(from_json(text)), value)
+
+
+def test_several_of_a_generic_refused():
+    """What fits none of them is refused, and for each is told why."""
+    codec = ValueCodec([Holder[int], Holder[Item], Holder[Opaque]])
+    with pytest.raises(Refusal) as caught:
+        codec.write(Holder('text'), root='value', verify=True)
+    told = caught.value.problem
+    assert 'as Holder[int], `value.held` is ' in told
+    assert 'as Holder[tests.builder.test_values:Item], `value.held` is ' in told
+    assert 'Opaque' in told
+    unchecked = from_json(codec.write(Holder('text'), root='value', verify=False))
+    assert unchecked['is'] == {'held': 'text'}
+
+
+def test_of_a_generic_when_read():
+    """Which one was stored is found if its argument was moved; the only one may have become another."""
+    text: Any = {'$': 'old.place:Holder', 'of': 'old.place:Item', 'is': {'held': {'name': 'a'}}}
+    for types in ([Holder[int], Holder[Item]], [Holder[Item]], [Holder[Item | None]]):
+        assert ValueCodec(types).read(text) == Holder(Item('a'))
+    with pytest.raises(ValueError, match=r'Holder\[old.place:Item\].*not name, but Holder\[int\], Holder:'):
+        ValueCodec([Holder[int], Holder]).read(text)
+
+
+def test_one_name():
+    """Two classes of one name are refused, for a value of one would come back as the other."""
+
+    def local() -> type:
+        @dataclass
+        class Local:
+            number: int
+
+        return Local
+
+    with pytest.raises(UnsupportedTypeError, match=r'two classes .*Local, one with number, one with number,'):
+        ValueCodec([local(), local()])
+    smaller, greater = create_model('Made', v=(int, ...)), create_model('Made', v=(int, ...), w=(int, 0))
+    with pytest.raises(UnsupportedTypeError, match=r'two classes .*:Made, one with v, one with v, w,'):
+        PersistentGraph(passing(lambda: smaller(v=1), smaller | greater))
+    with pytest.raises(UnsupportedTypeError, match='two classes'):
+        PersistentGraph(passing(lambda: smaller(v=1), smaller), types=[greater])
+
+
+def test_one_name_of_dicts():
+    """`TypedDict`s may have one name, for their values are dicts."""
+    codec = ValueCodec([TypedDict('Made', {'a': int}), TypedDict('Made', {'b': int})])
+    assert written({'a': 1}, codec) == {'a': 1}
+
+
+@pytest.mark.parametrize('cls', [datetime.datetime, datetime.time])
+def test_fold(cls: Any):
+    """A naive time of the second of two equal hours is refused, and what to do is told."""
+    moment = datetime.datetime(2026, 10, 25, 2, 30, fold=1)
+    value = moment if cls is datetime.datetime else moment.time()
+    with pytest.raises(Refusal, match=r'JSON does not hold its fold.*store an aware datetime'):
+        codec.write(value, root='value', verify=True)
+    assert written(value.replace(fold=0)) == value.replace(fold=0)
 
 
 def test_unresolvable():
@@ -379,6 +447,32 @@ def test_unresolvable():
 
     with pytest.raises(UnsupportedTypeError, match=r"step 'a'.*'Missing' cannot be resolved"):
         signature_hints("step 'a'", cast('Any', step), {})
+
+
+@pytest.mark.parametrize(
+    'annotation, error',
+    [
+        ('Item[int]', 'TypeError'),
+        ('Item | 5', 'TypeError'),
+        ('datetime.Missing', 'AttributeError'),
+        ('a local variable', 'SyntaxError'),
+    ],
+)
+def test_broken_annotation(annotation: str, error: str):
+    """So is one that cannot be resolved for another reason."""
+
+    async def step(ctx: StepContext[None, None, None]) -> int:
+        return 1
+
+    step.__annotations__['return'] = annotation
+    with pytest.raises(UnsupportedTypeError, match=rf"step 'a'.* cannot be resolved \({error}: "):
+        signature_hints("step 'a'", step, {})
+
+
+def test_no_annotations():
+    """What is not written in Python, or has no annotations, names nothing."""
+    for function in (len, list, str.upper, partial(int, base=2), lambda: 1):
+        assert signature_hints('transform', cast('Any', function), {}) == {}
 
 
 # --------------------------------------------------------------------------------------------- within a graph
@@ -491,6 +585,63 @@ def test_local_types():
     g.add(g.edge_from(g.start_node).to(make), g.edge_from(make).to(use), g.edge_from(use).to(g.end_node))
     graph: Graph[None, None, None, int] = g.build()
     assert PersistentGraph(graph).run_sync(persistence=MemoryStore().run('r')) == 1
+
+
+def test_names_where_it_is_made():
+    """What a name stands for in the module of a step is not changed by variables of who makes the graph."""
+    plain = passing(lambda: Item('a'), 'Item')
+
+    def with_a_class() -> PersistentGraph[None, None, None, str]:
+        @dataclass
+        class Item:
+            other: int
+
+        return PersistentGraph(plain, types=[Item])
+
+    def with_a_text() -> PersistentGraph[None, None, None, str]:
+        Item, str = 'a local variable', 'another one'
+        return PersistentGraph(plain, tracking='exact' if Item and str else 'barrier')
+
+    for graph in (with_a_class(), with_a_text()):
+        assert graph.run_sync(persistence=MemoryStore().run('r')) == repr(Item('a'))
+
+
+def test_local_type_of_a_global_name():
+    """A type that is local to the function that defines the step is meant, not that of its module."""
+    made: list[Any] = []
+
+    @dataclass
+    class Item:
+        number: int
+
+    g = GraphBuilder(output_type=int)
+
+    @g.step
+    async def make(ctx: StepContext[None, None, None]) -> Item:
+        return made[0]
+
+    @g.step
+    async def use(ctx: StepContext[None, None, Any]) -> int:
+        return ctx.inputs.number
+
+    made.append(Item(1))
+    g.add(g.edge_from(g.start_node).to(make), g.edge_from(make).to(use), g.edge_from(use).to(g.end_node))
+    graph: Graph[None, None, None, int] = g.build()
+    assert PersistentGraph(graph).run_sync(persistence=MemoryStore().run('r')) == 1
+
+
+def test_only_where_it_is_made():
+    """A name that the module of a step lacks is looked up where the graph is made."""
+    plain = passing(lambda: 1, int)
+    first: Any = plain.nodes[cast('Any', 'first')]
+    first.call.__annotations__['return'] = 'Elsewhere'
+
+    @dataclass
+    class Elsewhere:
+        number: int
+
+    graph = PersistentGraph(plain)
+    assert graph._values.knows(Elsewhere)
 
 
 def test_state_that_cannot_be_stored():

@@ -9,6 +9,10 @@ open.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
 import anyio
 from pydantic_graph import (
     GraphBuilder,
@@ -141,6 +145,100 @@ def loser_that_cleans_up() -> Graph[Counts, None, int, int]:
         g.edge_from(after).to(g.end_node),
     )
     return g.build()
+
+
+def _race_of_the_stubborn(
+    lose: Callable[[Counts | None, int], Awaitable[int]], state: Any
+) -> Graph[Any, None, Any, Any]:
+    """Those who lose a race do not end when they are cancelled; what they come to is of no account."""
+    g = GraphBuilder(state_type=state, input_type=list[int], output_type=int)
+
+    @g.step
+    async def race(ctx: StepContext[Any, None, int]) -> int:
+        await pause()
+        if ctx.inputs != 3:
+            return await lose(ctx.state, ctx.inputs)
+        return ctx.inputs
+
+    @g.step
+    async def rated(ctx: StepContext[Any, None, int]) -> int:
+        if ctx.state is not None:
+            ctx.state.add('rated')
+        return ctx.inputs
+
+    @g.step
+    async def paid(ctx: StepContext[Any, None, int]) -> int:
+        await pause()
+        if ctx.state is not None:
+            ctx.state.add('paid')
+        return ctx.inputs
+
+    @g.step
+    async def told(ctx: StepContext[Any, None, int]) -> int:
+        await pause()
+        return ctx.inputs
+
+    first = g.join(ReduceFirstValue[int](), initial=0, node_id='first')
+    g.add(
+        g.edge_from(g.start_node).map().to(race),
+        g.edge_from(race).to(rated),
+        g.edge_from(rated).to(first),
+        g.edge_from(first).to(paid),
+        g.edge_from(paid).to(told),
+        g.edge_from(told).to(g.end_node),
+    )
+    return g.build()
+
+
+async def _returns(state: Counts | None, number: int) -> int:
+    with suppress(BaseException):  # stubborn, and wrong, but there are such steps
+        await anyio.sleep_forever()
+    return -number
+
+
+async def _finishes(state: Counts | None, number: int) -> int:
+    with anyio.CancelScope(shield=True):
+        await pause()
+        await pause()
+    return 3
+
+
+async def _fails(state: Counts | None, number: int) -> int:
+    try:
+        await anyio.sleep_forever()
+    except BaseException as exc:
+        raise ValueError('not to be cancelled') from exc
+    return 0
+
+
+@case('first value', 'map', state=Counts, inputs=[1, 2, 3, 4])
+def losers_that_return() -> Graph[Any, None, Any, Any]:
+    """Losers that catch their cancellation and return something else."""
+    return _race_of_the_stubborn(_returns, Counts)
+
+
+@case('first value', 'map', 'stateless', inputs=[1, 2, 3, 4])
+def losers_that_return_without_a_state() -> Graph[Any, None, Any, Any]:
+    """The same without a state."""
+    return _race_of_the_stubborn(_returns, type(None))
+
+
+@case('first value', 'map', 'stateless', inputs=[1, 2, 3, 4])
+def losers_that_finish() -> Graph[Any, None, Any, Any]:
+    """Losers that cannot be cancelled, and may win as well."""
+    return _race_of_the_stubborn(_finishes, type(None))
+
+
+@case('first value', 'map', state=Counts, inputs=[1, 2, 3, 4])
+def losers_that_fail() -> Graph[Any, None, Any, Any]:
+    """Losers that raise something else when they are cancelled."""
+    return _race_of_the_stubborn(_fails, Counts)
+
+
+@case('first value', 'map', 'stateless', inputs=[1, 2, 3, 4])
+def losers_that_fail_without_a_state() -> Graph[Any, None, Any, Any]:
+    """The same without a state."""
+    return _race_of_the_stubborn(_fails, type(None))
 
 
 @case('cancel siblings', 'join with state access', 'map', state=Counts, inputs=[0, 1, 1, 0, 1, 0])
