@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -161,10 +162,12 @@ class SqlView:
     def tail(self) -> list[StepRecord]:
         """Return the records from the newest back to the newest reached one, that one included."""
         records: list[StepRecord] = []
-        for values in self.db.execute(_NEWEST_STEPS, (self.run,)):
-            records.append(self.in_hand.get(values[0]) or _record(values))
-            if records[-1].reached:
-                break
+        # closed, for the traceback of an error would keep it, and so the read
+        with closing(self.db.execute(_NEWEST_STEPS, (self.run,))) as found:
+            for values in found:
+                records.append(self.in_hand.get(values[0]) or _record(values))
+                if records[-1].reached:
+                    break
         return records
 
     def find(self, snapshot_id: str) -> StepRecord | None:

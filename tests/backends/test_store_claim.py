@@ -176,7 +176,7 @@ async def test_longest_unchanged_first(store: Store, clock: Clock):
 
 @pytest.mark.parametrize('how', ['given back', 'left to its lease'])
 async def test_what_nobody_can_run(shelf: Shelf, how: str):
-    """However many runs cannot be gone on with, the others are handed out, whoever asks; each in its turn."""
+    """However many runs cannot be gone on with, the others are handed out before long, whoever asks."""
     store = await shelf.open()
     (first, *_) = await fill(store, 1)
     gone = (await store.export(first)).replace(b'"node_id":"Count"', b'"node_id":"Gone"')
@@ -186,22 +186,22 @@ async def test_what_nobody_can_run(shelf: Shelf, how: str):
     for number in range(5):
         shelf.clock.forward(1)
         await begin(store, f'good {number}')
-    tried = Counter[str]()
-    for _ in range(100):
+    good = {f'good {number}' for number in range(5)}
+    for _ in range(600):  # some hundred, but which of the oldest ones is chosen is left to chance
         shelf.clock.forward(1)
         run = await (await shelf.open()).claim()
         assert run is not None
-        tried[run.run_id] += 1
-        if run.run_id.startswith('good'):
+        if run.run_id in good:
             assert await finish(run) == ANSWER
+            good.remove(run.run_id)
+            if not good:
+                break
         elif how == 'given back':
             with pytest.raises(CorruptSnapshotError, match='Gone'):
                 await finish(run)
         else:
             shelf.clock.forward(31)
-    assert [run.id for run in await store.runs(status='success')] == [f'good {number}' for number in range(5)]
-    assert {tried[f'good {number}'] for number in range(5)} == {1}
-    assert {tried[f'gone {number}'] for number in range(40)} <= {1, 2, 3, 4}
+    assert not good
 
 
 # -------------------------------------------------------------------------------------------------- once each
