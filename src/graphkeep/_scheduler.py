@@ -7,18 +7,20 @@ pydantic-graph 1.97, and refuses others when it is imported.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import fields
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 from anyio import BrokenResourceError, ClosedResourceError
 
 from ._host import HOST_VERSION
+from ._scheduling import Ids, Results, Resumed
 from .commit import Row
 from .errors import UnfaithfulSnapshotError, UnsupportedHostError
 from .step import running
+from .taskflight import TaskFlight
 from .taskrows import Branch
-from .taskrun import TaskFlight, TaskRun
+from .taskrun import TaskRun
 
 _NEEDS: Final = 'graph builder of pydantic-graph 1.97 to 2.x'
 
@@ -42,7 +44,6 @@ except ImportError as exc:
     raise UnsupportedHostError(HOST_VERSION, _NEEDS, str(exc)) from exc
 
 __all__ = (
-    'Begun',
     'Decision',
     'EndMarker',
     'EndNode',
@@ -53,7 +54,6 @@ __all__ = (
     'NodeID',
     'NodeStep',
     'PersistentGraphRun',
-    'Resumed',
     'StartNode',
     'Step',
     'TaskID',
@@ -83,28 +83,6 @@ if missing := [
     raise UnsupportedHostError(HOST_VERSION, _NEEDS, f'its scheduler has no {missing[0]!r}')
 
 
-class Begun(NamedTuple):
-    """A join that has begun."""
-
-    join_id: str
-    fork_run: str
-    stack: tuple[Any, ...]
-    value: tuple[Any] | None
-    stopped: bool
-
-
-class Resumed(NamedTuple):
-    """What a run is to go on with."""
-
-    tasks: Sequence[GraphTask]
-    """The tasks to run, in order."""
-    joins: Sequence[Begun]
-    """The joins that have begun."""
-    streams: dict[tuple[str, str], tuple[str, int]]
-    """Of each task that streams, and fork that it streams into: the id of the fork's run, and how many items
-    were recorded."""
-
-
 def stack_of(stack: Sequence[Any]) -> tuple[Any, ...]:
     """Return the host's fork stack of these branches."""
     return tuple(
@@ -118,22 +96,6 @@ def _branches(stack: Sequence[ForkStackItem]) -> list[Branch]:
 
 
 _FIRST: Final = 'task:0'  # the task that the run begins with, and the run of it
-
-
-class _Ids:
-    """Numbers tasks, or runs of forks, not like those of an earlier opening of the run."""
-
-    def __init__(self, opening: int):
-        self._prefix = 'task:' if opening == 1 else f'task:{opening}.'
-        self._count = 1
-        self.pinned: str | None = None
-
-    def __call__(self) -> Any:
-        if (pinned := self.pinned) is not None:
-            self.pinned = None
-            return pinned
-        self._count += 1
-        return f'{self._prefix}{self._count - 1}'
 
 
 class PersistentGraphRun(GraphRun[Any, Any, Any]):
@@ -155,8 +117,8 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
         super().__init__(graph, state=state, deps=deps, inputs=inputs, traceparent=traceparent)
         self._task_run = task_run
         self._resumed = resumed
-        self._get_next_task_id: Any = _Ids(opening)
-        self._get_next_node_run_id: Any = _Ids(opening)
+        self._get_next_task_id: Any = Ids(opening)
+        self._get_next_node_run_id: Any = Ids(opening)
         if resumed is None:
             start = ForkStackItem(StartNode.id, NodeRunID(_FIRST), 0)
             self._first_task = GraphTask(first, inputs, (start,), TaskID(_FIRST))
@@ -231,7 +193,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         self._plain: dict[str, bool] = {}  # whether the reducer of a join is one
         self._idle: TaskID | None = None  # the task that does nothing
         self._items: dict[str, Any] = {}  # of nodes that have returned an item of a join: the join
-        receiver: Any = _Results(self.iter_stream_receiver, self._receive)
+        receiver: Any = Results(self.iter_stream_receiver, self._receive)
         self.iter_stream_receiver = receiver
 
     # ------------------------------------------------------------------------------------ what is called
@@ -308,7 +270,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         try:
             await super()._run_tracked_task(t_)
         except (BrokenResourceError, ClosedResourceError):
-            if not cast(_Results, self.iter_stream_receiver).closed:
+            if not cast(Results, self.iter_stream_receiver).closed:
                 raise
             # older hosts let this out if the run is left just when a task has ended
 
@@ -445,7 +407,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
     def _pin(self, task: GraphTask, origin: TaskFlight | None) -> None:
         """Let a fork over a stream that goes on be the run of it that its recorded items are of."""
         if origin is not None and (known := self._streams.get((origin.task_id, task.node_id))) is not None:
-            cast(_Ids, self.get_next_node_run_id).pinned = known[0]
+            cast(Ids, self.get_next_node_run_id).pinned = known[0]
 
     def _create(self, tasks: Sequence[GraphTask], *, by: str, origin: str | None = None) -> None:
         """Have new tasks recorded, all of them or none."""
@@ -507,36 +469,6 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         for key in [key for key in self._begun if key not in active]:
             self._begun.discard(key)
             self._task_run.close_join(*key)
-
-
-class _Results:
-    """The stream of results, which tells when one is about to be handled."""
-
-    def __init__(self, receiver: Any, receive: Callable[[Any], bool]):
-        self._receiver = receiver
-        self._receive = receive
-        self.closed = False
-
-    def __aiter__(self) -> _Results:
-        return self
-
-    async def __anext__(self) -> Any:
-        while True:
-            result = await self._receiver.__anext__()
-            if self._receive(result):
-                return result
-
-    async def __aenter__(self) -> Any:
-        await self._receiver.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: Any) -> Any:
-        self.closed = True
-        return await self._receiver.__aexit__(*exc)
-
-    def close(self) -> None:
-        self.closed = True
-        self._receiver.close()
 
 
 def _is_stream(value: Any) -> bool:
