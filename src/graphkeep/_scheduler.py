@@ -187,6 +187,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         self._source: GraphTask | None = None  # of the result that is being handled
         self._returned: dict[str, str] = {}  # join items on their way: source task, recorded task
         self._reduced: dict[tuple[str, str], list[str]] = {}  # by join: the recorded items that it holds
+        self._opened: dict[str, Any] = {}  # by task: the join that it has opened
         self._begun: set[tuple[str, str]] = set()  # joins that are on record as begun
         self._origins: dict[str, TaskFlight] = {}  # of tasks that carry a stream: the task it comes from
         self._sent: dict[str, list[str]] = {}  # what a result on its way leads to, by the task it is of
@@ -258,9 +259,13 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         flight = origin or task_run.begin(task.task_id, task.node_id)
         if isinstance(node, Fork):
             self._pin(task, origin)
+        joins = len(self.active_reducers)
         running.set(flight)
         try:
             result = await task_run.tracker.drive(flight, super()._run_task(task), ends=origin is None)
+            if isinstance(node, Fork) and node.is_map and len(self.active_reducers) > joins:
+                # a map opens its join, which closes even if nothing comes to it; no other task ran meanwhile
+                self._opened[task.task_id] = next(reversed(self.active_reducers))
             return await self._record(task, node, flight, result)
         except BaseException as exc:
             self._stop(task, flight, exc)
@@ -313,7 +318,6 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             self._stop(task, flight)  # it was cancelled, and has returned all the same
             return []
         if isinstance(result, _GraphTaskAsyncIterable):
-            self._begin_join(node)
             return self._streaming(task, flight, result)
         if isinstance(node, EndNode):
             task_run.stays(flight)  # until the end itself is recorded
@@ -337,7 +341,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
                 return result
             self._create(tasks, by=by)
             self._sent[task.task_id] = [one.task_id for one in tasks]
-            self._begin_join(node)
+            self._begin_join(task)
         self._origins.pop(task.task_id, None)
         task_run.succeeded(flight)
         await task_run.settle()
@@ -387,6 +391,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             if task.task_id not in self.active_tasks:
                 self._stop(task, flight)
                 return
+            self._begin_join(task)  # and not before: if it runs again it opens another one
             self._origins.pop(task.task_id, None)
             task_run.succeeded(flight)
             await task_run.settle()
@@ -423,14 +428,13 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
 
     # --------------------------------------------------------------------------------------------- joins
 
-    def _begin_join(self, node: Any) -> None:
-        """Record a join that a map has begun, for it closes even if nothing comes to it."""
-        if not isinstance(node, Fork) or not node.is_map or node.downstream_join_id is None:
-            return
-        for key, join in self.active_reducers.items():
-            if key[0] == node.downstream_join_id and key not in self._begun and key not in self._reduced:
-                self._begun.add(key)
-                self._task_run.join(*key, _branches(join.downstream_fork_stack), None, stopped=False)
+    def _begin_join(self, task: GraphTask) -> None:
+        """Record the join that a map has opened, if nothing has come to it yet."""
+        key: Any = self._opened.pop(task.task_id, None)
+        if key in self.active_reducers and key not in self._begun and key not in self._reduced:
+            self._begun.add(key)
+            stack = _branches(self.active_reducers[key].downstream_fork_stack)
+            self._task_run.join(key[0], key[1], stack, None, stopped=False)
 
     def _take_item(self, task_id: str, item: str) -> None:
         """An item of a join was reduced, or dropped."""
