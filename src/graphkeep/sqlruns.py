@@ -39,11 +39,13 @@ def delete(db: sqlite3.Connection, run_id: str, now: datetime, ended_before: dat
     Raises:
         RunOwnedError: if a living owner has it in hand.
     """
-    found = db.execute('SELECT run, status, updated, owner, expires FROM runs WHERE id = ?', (run_id,))
-    if (values := found.fetchone()) is None:
+    values = db.execute(
+        "SELECT run, status = 'success', updated, CAST(owner AS BLOB), expires FROM runs WHERE id = ?", (run_id,)
+    ).fetchone()
+    if values is None:
         return False
-    run, status, updated, holder, expires = values
-    if ended_before is not None and not (status == 'success' and updated < cast(int, stamp(ended_before))):
+    run, ended, updated, holder, expires = values
+    if ended_before is not None and not (ended and updated < cast(int, stamp(ended_before))):
         return False
     with suppress(
         AttributeError, KeyError, OverflowError, TypeError, ValueError

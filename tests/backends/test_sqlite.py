@@ -252,6 +252,52 @@ async def test_damaged_row(path: Path):
         assert await finish(store, 'new') == [1, 2, 3]
 
 
+@pytest.mark.parametrize('damage', ['step', 'tag', 'text'])
+async def test_error_that_is_kept(path: Path, damage: str):
+    """While somebody keeps the error of a damaged run, all else is read as it is now, and the log goes on."""
+    async with used(path) as store:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute(
+                {
+                    'step': 'UPDATE steps SET start_ts = 9e18 WHERE seq = 1',
+                    'tag': "INSERT INTO tags VALUES (1, CAST(x'ff' AS TEXT)), (1, CAST(x'fe' AS TEXT))",
+                    'text': "UPDATE steps SET id = CAST(x'ff' AS TEXT) WHERE seq = 1",
+                }[damage]
+            )
+            with pytest.raises(CorruptSnapshotError, match="run 'ended'") as kept:
+                await store.history('ended')
+            await finish(store, 'new')
+            assert other.execute('PRAGMA wal_checkpoint(RESTART)').fetchone()[0] == 0
+            for _ in range(2):
+                assert len(await store.history('new')) == 4
+        assert kept.value.__traceback__
+
+
+async def test_deletion_of_a_damaged_run(path: Path):
+    """A run that cannot be read may be deleted, also where not even its texts are texts."""
+    async with used(path) as store:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("UPDATE runs SET status = CAST(x'ff' AS TEXT), owner = CAST(x'fe' AS TEXT)")
+        assert await store.delete('ended')
+        assert await store.runs() == []
+
+
+async def test_snapshot_without_a_body(path: Path):
+    """A snapshot whose state and node are gone is reported, and its run is not taken for an unknown one."""
+    async with used(path) as store:
+        await finish(store, 'other')
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute('DELETE FROM bodies WHERE body IN (SELECT body FROM steps WHERE run = 1 AND seq = 2)')
+            (snapshot_id,) = other.execute('SELECT id FROM steps WHERE run = 1 AND seq = 2').fetchone()
+            for call in (store.history('ended'), store.export('ended'), store.fork('ended', into='fork')):
+                with pytest.raises(CorruptSnapshotError, match="run 'ended'.* has no state and node") as caught:
+                    await call
+                assert caught.value.snapshot_id == snapshot_id
+            other.execute('DELETE FROM bodies')
+        with pytest.raises(CorruptSnapshotError, match="run 'other'"):
+            await store.history('other')
+
+
 # ------------------------------------------------------------------------------------------- a failing disk
 
 
