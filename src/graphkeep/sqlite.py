@@ -20,7 +20,7 @@ from .runinfo import RunInfo, RunQuery, is_resumable
 from .snapshots import now_utc
 from .sqldb import Database
 from .sqlrun import SqlRun
-from .sqlruns import delete, insert, trim
+from .sqlruns import delete, insert, sweep, trim
 from .sqlview import bound, moment, read_all, stamp
 from .store import Store
 from .stored import LEASE, LOCK_TIMEOUT, StoredStatePersistence
@@ -125,7 +125,7 @@ class SqliteStore(Store):
 
     def _sweep(self) -> None:
         """Delete, bit by bit, what is left of deleted runs; also of those whose deleting was interrupted."""
-        while self._database.write(_sweep_some):
+        while self._database.write(partial(sweep, limit=_CHUNK)):
             pass
 
     def _trim(self, run_id: str, before: datetime) -> int:
@@ -196,23 +196,3 @@ def _info(found: Sequence[Any], now: datetime) -> RunInfo:
         parent=(parent, parent_seq) if parent is not None else None,
         resumable=is_resumable(status, ownership, now),
     )
-
-
-def _sweep_some(db: sqlite3.Connection) -> bool:
-    """Delete some of what is left of deleted runs; return whether there may be more."""
-    row = db.execute('SELECT run FROM runs WHERE finished = 2 LIMIT 1').fetchone()
-    if row is None:
-        return False
-    last = db.execute(
-        'SELECT max(seq) FROM (SELECT seq FROM steps WHERE run = ? ORDER BY seq LIMIT ?)', (row[0], _CHUNK)
-    ).fetchone()[0]
-    if last is None:
-        db.execute('DELETE FROM tags WHERE run = ?', row)
-        db.execute('DELETE FROM runs WHERE run = ?', row)
-    else:
-        db.execute(
-            'DELETE FROM bodies WHERE body IN (SELECT body FROM steps WHERE run = ? AND seq <= ?)',
-            (row[0], last),
-        )
-        db.execute('DELETE FROM steps WHERE run = ? AND seq <= ?', (row[0], last))
-    return True

@@ -15,7 +15,7 @@ from .directories import make_directory
 from .errors import CorruptSnapshotError, StorageError, UnusableStoreError
 from .sqlschema import APPLICATION_ID, MIGRATIONS, STEP_ENDS
 
-__all__ = ('open_file', 'ours', 'translated')
+__all__ = ('damaged', 'open_file', 'ours', 'translated')
 
 _OLDEST: Final = 3, 37  # the first that has STRICT tables
 _MODE: Final = 0o600
@@ -174,3 +174,10 @@ def ours(exc: sqlite3.Error, path: Path, doing: str) -> Exception:
             '`sqlite3 FILE .recover`',
         )
     return StorageError(str(path), doing, OSError(_ERRNO.get(code, errno.EIO), str(exc)))
+
+
+def damaged(problem: str) -> sqlite3.DatabaseError:
+    """Return what SQLite would raise if it had found this damage itself."""
+    exc = sqlite3.DatabaseError(problem)
+    exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return exc

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -287,15 +288,49 @@ async def test_snapshot_without_a_body(path: Path):
     async with used(path) as store:
         await finish(store, 'other')
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute('DELETE FROM bodies WHERE body IN (SELECT body FROM steps WHERE run = 1 AND seq = 2)')
-            (snapshot_id,) = other.execute('SELECT id FROM steps WHERE run = 1 AND seq = 2').fetchone()
+            found = other.execute('SELECT id, body FROM steps WHERE run = 1 AND seq = 2')
+            snapshot_id, body = found.fetchone()
+            other.execute('DELETE FROM bodies WHERE body = ?', (body,))
             for call in (store.history('ended'), store.export('ended'), store.fork('ended', into='fork')):
-                with pytest.raises(CorruptSnapshotError, match="run 'ended'.* has no state and node") as caught:
+                with pytest.raises(CorruptSnapshotError, match='has no state and node') as caught:
                     await call
-                assert caught.value.snapshot_id == snapshot_id
+                assert (caught.value.place, caught.value.snapshot_id) == ("run 'ended'", snapshot_id)
             other.execute('DELETE FROM bodies')
         with pytest.raises(CorruptSnapshotError, match="run 'other'"):
             await store.history('other')
+
+
+@pytest.mark.parametrize('table', ['steps', 'runs'])
+async def test_rows_that_stay(path: Path, table: str):
+    """What is found and cannot be deleted, as in a damaged file, is reported, and not tried for ever."""
+    async with used(path) as store:
+        await finish(store, 'other')
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute(f'CREATE TRIGGER stay BEFORE DELETE ON {table} BEGIN SELECT RAISE(IGNORE); END')
+        with anyio.fail_after(5):
+            for run_id in ('ended', 'unknown'):
+                with pytest.raises(CorruptSnapshotError, match=r'runs\.db: is damaged'):
+                    await store.delete(run_id)
+        assert len(await store.history('other')) == 4
+        assert await finish(store, 'new') == [1, 2, 3]
+
+
+async def test_snapshots_that_stay(path: Path):
+    """Snapshots that cannot be pruned, as in a damaged file, are left, and not tried for ever."""
+    async with SqliteStore(path) as store:
+        persistence: Any = store.run('run')
+        persistence.set_graph_types(graph)
+        await persistence.snapshot_node(Tally(), Count())
+        for number in (2, 3):
+            async with persistence.record_run((await persistence.load_next()).id):
+                pass
+            await persistence.snapshot_node(Tally(), Count(number))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute('CREATE TRIGGER stay BEFORE DELETE ON steps BEGIN SELECT RAISE(IGNORE); END')
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        with anyio.fail_after(5):
+            assert (await store.prune(older_than=tomorrow, only_finished=False)).snapshots == 0
+        assert len(await store.history('run')) == 3
 
 
 # ------------------------------------------------------------------------------------------- a failing disk
