@@ -76,6 +76,7 @@ def _make(path: Path, *, durable: bool) -> None:
             )
         if path.exists():
             return  # and not opened: to close it again would drop every lock that this process has on it
+        path = Path(os.path.realpath(path))  # of a link to nowhere, as SQLite would make it
         make_directory(path.parent, durable=durable)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, _MODE))
