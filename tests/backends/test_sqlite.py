@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -193,6 +193,11 @@ async def test_read_only_database(path: Path, monkeypatch: pytest.MonkeyPatch):
             await finish(store, 'other')
         assert caught.value.errno == errno.EROFS
         assert [info.id for info in await store.runs()] == ['ended']
+
+
+def database(store: SqliteStore) -> Any:
+    """Return what is below a store."""
+    return cast('Any', store)._database
 
 
 def only(name: str, code: int, message: str) -> Any:
@@ -618,3 +623,56 @@ async def test_log_that_grows_faster_than_the_disk(path: Path, monkeypatch: pyte
         assert before < 600
         ended.set()
     assert len(written) == 600
+
+
+async def test_log_of_many_short_processes(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The log does not grow for ever if each of those who write ends soon, and the file stays open."""
+    monkeypatch.setattr('graphkeep.sqldb._LONG', {False: 2**19, True: 2**19})
+    async with used(path):
+        for number in range(20):
+            async with SqliteStore(path) as store:
+                persistence = store.run(f'run-{number}')
+                persistence.set_graph_types(graph)
+                for _ in range(10):
+                    await persistence.snapshot_node(Tally(weight='x' * 10_000), Count())
+            assert path.with_name('runs.db-wal').stat().st_size < 2**20
+
+
+async def test_beginning_of_the_log(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The log begins anew, which waits for the disk, in the thread that writes it back, not on the loop."""
+    statements, written_back, go_on = watch(monkeypatch), threading.Event(), threading.Event()
+
+    def pause(sql: str) -> None:
+        if 'PASSIVE' in sql and not written_back.is_set():
+            written_back.set()
+            assert go_on.wait(20)
+
+    def log() -> bytes:
+        with path.with_name('runs.db-wal').open('rb') as file:
+            return file.read(16)[12:]  # how many there were before
+
+    async with used(path) as store:
+        persistence = store.run('run')
+        persistence.set_graph_types(graph)
+        statements.after, first = pause, log()
+        database(store)._backed.clear()
+        database(store)._start(database(store)._write_back)
+        await anyio.to_thread.run_sync(written_back.wait, 20)
+        statements.made.clear()
+        await persistence.snapshot_node(Tally(), Count())
+        assert 'BEGIN IMMEDIATE' in statements.made
+        assert log() == first
+        go_on.set()
+        await anyio.to_thread.run_sync(database(store)._backed.wait, 20)
+        assert log() != first, 'it begins anew in the thread, without another commit'
+
+
+async def test_symbolic_link(path: Path):
+    """A link to a file that does not exist yet is followed: the file is made, for its owner only."""
+    real = path.parent / 'new' / 'real.db'
+    path.symlink_to(real)
+    async with used(path, durability='full'):
+        modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in real.parent.iterdir()}
+        assert modes == {'real.db': 0o600, 'real.db-wal': 0o600, 'real.db-shm': 0o600}
+    async with SqliteStore(real) as store:
+        assert [info.id for info in await store.runs()] == ['ended']
