@@ -77,6 +77,8 @@ class SqliteStore(Store):
             raise ValueError(f'busy_timeout must be 0 seconds or more, got {busy_timeout!r}')
         if str(path) == ':memory:':
             raise ValueError("SqliteStore keeps a file, and ':memory:' names none: take MemoryStore()")
+        if '\0' in str(path):
+            raise ValueError(f'path must be that of a file, and no name has a NUL, got {str(path)!r}')
         self.path = Path(path)
         self.clock = clock
         self._lock_timeout = busy_timeout

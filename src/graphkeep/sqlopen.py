@@ -6,7 +6,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -56,11 +56,35 @@ def open_file(path: Path, *, durable: bool = False) -> sqlite3.Connection:
         _look(db, path)
         db.execute('COMMIT')
         _set_up(db, path)
+    except UnusableStoreError:
+        with suppress(sqlite3.Error):
+            _leave(db, path)
+        raise
     except BaseException:
         with suppress(sqlite3.Error):
             db.close()
         raise
     return db
+
+
+def _leave(db: sqlite3.Connection, path: Path) -> None:
+    """Close the connection, and leave what is in the log where it is.
+
+    The last connection of all writes the log back and deletes it, unless it may only read.
+    """
+    if not _has_log(path):
+        db.close()
+        return
+    with closing(sqlite3.connect(f'{path.as_uri()}?mode=ro', timeout=0, uri=True)) as last:
+        last.execute('SELECT count(*) FROM sqlite_schema').fetchone()
+        db.close()
+
+
+def _has_log(path: Path) -> bool:
+    try:
+        return os.stat(f'{os.path.realpath(path)}-wal').st_size > 0
+    except OSError:
+        return False
 
 
 def _decoded(text: bytes) -> str:

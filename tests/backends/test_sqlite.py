@@ -7,6 +7,7 @@ import errno
 import os
 import sqlite3
 import stat
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -143,6 +144,34 @@ async def test_database_of_another_application(path: Path, what: str):
     with pytest.raises(UnusableStoreError, match='another application'):
         await finish(SqliteStore(path))
     assert path.read_bytes() == before
+
+
+KILLED = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute('PRAGMA journal_mode = WAL')
+db.execute(sys.argv[2])
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize('what', ['CREATE TABLE runs (id TEXT)', 'PRAGMA user_version = 99'])
+async def test_log_of_another_application(path: Path, what: str):
+    """What is refused is left with its log, too, as whoever was killed there has left it."""
+    if '99' in what:
+        async with used(path):
+            pass
+    await anyio.run_process([sys.executable, '-c', KILLED, str(path), what])
+    files = [path, path.with_name('runs.db-wal')]
+    before = [file.read_bytes() for file in files]
+    assert before[1]
+    for _ in range(2):
+        async with SqliteStore(path) as store:
+            with pytest.raises(UnusableStoreError, match='left as it is'):
+                await store.runs()
+            with pytest.raises(UnusableStoreError, match='left as it is'):
+                await finish(store)
+    assert [file.read_bytes() for file in files] == before
 
 
 async def test_schema_of_the_future(path: Path):
