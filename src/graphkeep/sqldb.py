@@ -25,6 +25,7 @@ from .errors import GraphkeepError, LockTimeoutError, StorageError, another
 from .sqlopen import open_file, ours, translated
 from .sqlreaders import Readers, roll_back
 from .sqlschema import APPLICATION_ID
+from .status import RELEASE
 
 __all__ = ('Database', 'Stage')
 
@@ -65,13 +66,18 @@ class _Ticket:
     def __init__(self, stage: Stage, until: float):
         self.stage = stage
         self.until = until  # when to give up, where its turn cannot be entered
+        self.stores = False  # something: more than that a run is kept or given back
         self.done: Future[Receipt] = Future()
 
     def run(self, db: sqlite3.Connection) -> Receipt | GraphkeepError:
         """Write it, or return why it is refused."""
         turn = self.stage.turn
         try:
-            return self.stage.run(db, turn.open())
+            commit = turn.open()
+            self.stores = any(change.transition is not RELEASE for change in commit.changes) or bool(
+                commit.rows
+            )
+            return self.stage.run(db, commit)
         except GraphkeepError as exc:
             self.stage.reject()
             turn.fail(exc)
@@ -89,7 +95,7 @@ class Database:
     """The file, for every thread and event loop of this process."""
 
     ready: bool
-    """Whether it is open, so that a commit may be tried on an event loop's own thread."""
+    """Whether it is open to stay, so that a commit may be tried on an event loop's own thread."""
 
     def __init__(self, path: Path, *, durable: bool, busy_timeout: float):
         self.path = path
@@ -100,6 +106,7 @@ class Database:
 
     def _begin_anew(self) -> None:
         self.ready = False
+        self._shut = False  # unless something was stored since; it is open only for as long as it takes
         self._mutex = threading.Lock()  # who may use the connection that writes
         self._writer: sqlite3.Connection | None = None
         self.readers = Readers(self.path, durable=self.durable)
@@ -263,13 +270,16 @@ class Database:
                 self._queue.clear()
                 if not batch:
                     self._idle.set()
-                    return
+                    break
             try:
                 self._write_together(batch)
             except BaseException as exc:  # whatever it is, nobody may wait for ever
                 for ticket in batch:
                     if not ticket.done.done():
                         ticket.done.set_exception(another(exc))
+        if self._shut:
+            with suppress(GraphkeepError):
+                self._close_if_idle()
 
     def _write_together(self, batch: Sequence[_Ticket]) -> None:
         entered: list[_Ticket] = []
@@ -280,6 +290,8 @@ class Database:
                 try:
                     entered += [ticket for ticket in batch if ticket.stage.turn.enter(wait=False)]
                     outcomes = self._commit(db, entered)
+                    if any(ticket.stores for ticket in entered):
+                        self._stay_open()
                 finally:
                     for ticket in entered:
                         ticket.stage.turn.leave()
@@ -341,6 +353,7 @@ class Database:
         """
         until = self._until()
         with self._writing(until) as db, translated(self.path, 'write'):
+            self._stay_open()
             self._begin(db, until)
             try:
                 value = func(db)
@@ -390,19 +403,24 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Make what waits, and close every connection. What is asked for later opens the file again."""
-        while not self._closed():
+        """Make what waits, and close every connection.
+
+        What is asked for later opens the file again; to stay, if it stores something.
+        """
+        while True:
+            self._idle.wait()
+            self._lasting.wait()
+            self._backed.wait()
+            if self._close_if_idle():
+                return
             time.sleep(_WAIT[0])
 
-    def _closed(self) -> bool:
+    def _close_if_idle(self) -> bool:
         """Close every connection, unless something is under way."""
-        self._idle.wait()
-        self._lasting.wait()
-        self._backed.wait()
         with self._mutex, translated(self.path, 'close'):
             if self._syncing or not all(e.is_set() for e in (self._idle, self._lasting, self._backed)):
                 return False
-            self.ready = False
+            self.ready, self._shut = False, True
             self._doubtful = None
             self.readers.close()
             writer, self._writer = self._writer, None
@@ -443,8 +461,11 @@ class Database:
                     raise StorageError(str(self.path), 'open', exc) from exc
             if self._log_size() > _LONG[self.durable]:  # all others end before they have looked at it
                 _begin_log_anew(writer)
-            self._writer, self.ready = writer, True
+            self._writer, self.ready = writer, not self._shut
         return self._writer
+
+    def _stay_open(self) -> None:
+        self.ready, self._shut = True, False
 
     def _until(self) -> float:
         """Return until when to wait for all there is to wait for, from now on."""

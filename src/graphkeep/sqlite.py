@@ -95,7 +95,9 @@ class SqliteStore(Store):
     async def aclose(self) -> None:
         """Make what still waits, and close the connections; the last one of all writes the log back.
 
-        Idempotent. What is asked for later opens the file again.
+        Idempotent. A run that is still in hand stays so: each time that its lease is renewed, and when it is
+        given back, the file is opened for as long as that takes. What else is asked for later opens the file
+        again, and it stays open until the store is closed once more.
         """
         work = self._threads.submit(self._database.close)
         interrupted = await finished(work)
