@@ -74,9 +74,7 @@ class _Ticket:
         turn = self.stage.turn
         try:
             commit = turn.open()
-            self.stores = any(change.transition is not RELEASE for change in commit.changes) or bool(
-                commit.rows
-            )
+            self.stores = bool(commit.rows) or any(c.transition is not RELEASE for c in commit.changes)
             return self.stage.run(db, commit)
         except GraphkeepError as exc:
             self.stage.reject()

@@ -36,8 +36,10 @@ class SqliteStore(Store):
     - *Atomic and isolated*: every write is one transaction, and whoever reads sees the store as it is at one
       moment.
     - *Without blocking*: a commit is made on the event loop's own thread only if there is nothing to wait
-      for: no lock, no disk, no checkpoint. Otherwise a thread makes it, together with others that wait. A
-      commit that was begun is finished whatever is cancelled, and it is known afterwards that it was.
+      for: no lock, no disk, no checkpoint. Otherwise a thread makes it, together with others that wait. The
+      one exception is the first commit after *another* process has written the log back: SQLite itself has
+      the disk take the beginning of the new one. A commit that was begun is finished whatever is cancelled,
+      and it is known afterwards that it was.
     - *Readable*: the tables are described in the documentation, and may be read with any SQLite client.
 
     The file has mode 0600 and a write-ahead log beside it (`-wal` and `-shm`), so it has to be on a
