@@ -7,18 +7,20 @@ pydantic-graph 1.97, and refuses others when it is imported.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import fields
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 from anyio import BrokenResourceError, ClosedResourceError
 
 from ._host import HOST_VERSION
+from ._scheduling import Ids, Results, Resumed
 from .commit import Row
 from .errors import UnfaithfulSnapshotError, UnsupportedHostError
 from .step import running
+from .taskflight import TaskFlight
 from .taskrows import Branch
-from .taskrun import TaskFlight, TaskRun
+from .taskrun import TaskRun
 
 _NEEDS: Final = 'graph builder of pydantic-graph 1.97 to 2.x'
 
@@ -42,7 +44,6 @@ except ImportError as exc:
     raise UnsupportedHostError(HOST_VERSION, _NEEDS, str(exc)) from exc
 
 __all__ = (
-    'Begun',
     'Decision',
     'EndMarker',
     'EndNode',
@@ -53,7 +54,6 @@ __all__ = (
     'NodeID',
     'NodeStep',
     'PersistentGraphRun',
-    'Resumed',
     'StartNode',
     'Step',
     'TaskID',
@@ -83,28 +83,6 @@ if missing := [
     raise UnsupportedHostError(HOST_VERSION, _NEEDS, f'its scheduler has no {missing[0]!r}')
 
 
-class Begun(NamedTuple):
-    """A join that has begun."""
-
-    join_id: str
-    fork_run: str
-    stack: tuple[Any, ...]
-    value: tuple[Any] | None
-    stopped: bool
-
-
-class Resumed(NamedTuple):
-    """What a run is to go on with."""
-
-    tasks: Sequence[GraphTask]
-    """The tasks to run, in order."""
-    joins: Sequence[Begun]
-    """The joins that have begun."""
-    streams: dict[tuple[str, str], tuple[str, int]]
-    """Of each task that streams, and fork that it streams into: the id of the fork's run, and how many items
-    were recorded."""
-
-
 def stack_of(stack: Sequence[Any]) -> tuple[Any, ...]:
     """Return the host's fork stack of these branches."""
     return tuple(
@@ -118,22 +96,6 @@ def _branches(stack: Sequence[ForkStackItem]) -> list[Branch]:
 
 
 _FIRST: Final = 'task:0'  # the task that the run begins with, and the run of it
-
-
-class _Ids:
-    """Numbers tasks, or runs of forks, not like those of an earlier opening of the run."""
-
-    def __init__(self, opening: int):
-        self._prefix = 'task:' if opening == 1 else f'task:{opening}.'
-        self._count = 1
-        self.pinned: str | None = None
-
-    def __call__(self) -> Any:
-        if (pinned := self.pinned) is not None:
-            self.pinned = None
-            return pinned
-        self._count += 1
-        return f'{self._prefix}{self._count - 1}'
 
 
 class PersistentGraphRun(GraphRun[Any, Any, Any]):
@@ -155,8 +117,8 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
         super().__init__(graph, state=state, deps=deps, inputs=inputs, traceparent=traceparent)
         self._task_run = task_run
         self._resumed = resumed
-        self._get_next_task_id: Any = _Ids(opening)
-        self._get_next_node_run_id: Any = _Ids(opening)
+        self._get_next_task_id: Any = Ids(opening)
+        self._get_next_node_run_id: Any = Ids(opening)
         if resumed is None:
             start = ForkStackItem(StartNode.id, NodeRunID(_FIRST), 0)
             self._first_task = GraphTask(first, inputs, (start,), TaskID(_FIRST))
@@ -225,13 +187,14 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         self._source: GraphTask | None = None  # of the result that is being handled
         self._returned: dict[str, str] = {}  # join items on their way: source task, recorded task
         self._reduced: dict[tuple[str, str], list[str]] = {}  # by join: the recorded items that it holds
+        self._opened: dict[str, Any] = {}  # by task: the join that it has opened
         self._begun: set[tuple[str, str]] = set()  # joins that are on record as begun
         self._origins: dict[str, TaskFlight] = {}  # of tasks that carry a stream: the task it comes from
         self._sent: dict[str, list[str]] = {}  # what a result on its way leads to, by the task it is of
         self._plain: dict[str, bool] = {}  # whether the reducer of a join is one
         self._idle: TaskID | None = None  # the task that does nothing
         self._items: dict[str, Any] = {}  # of nodes that have returned an item of a join: the join
-        receiver: Any = _Results(self.iter_stream_receiver, self._receive)
+        receiver: Any = Results(self.iter_stream_receiver, self._receive)
         self.iter_stream_receiver = receiver
 
     # ------------------------------------------------------------------------------------ what is called
@@ -296,9 +259,13 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         flight = origin or task_run.begin(task.task_id, task.node_id)
         if isinstance(node, Fork):
             self._pin(task, origin)
+        joins = len(self.active_reducers)
         running.set(flight)
         try:
             result = await task_run.tracker.drive(flight, super()._run_task(task), ends=origin is None)
+            if isinstance(node, Fork) and node.is_map and len(self.active_reducers) > joins:
+                # a map opens its join, which closes even if nothing comes to it; no other task ran meanwhile
+                self._opened[task.task_id] = next(reversed(self.active_reducers))
             return await self._record(task, node, flight, result)
         except BaseException as exc:
             self._stop(task, flight, exc)
@@ -308,7 +275,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         try:
             await super()._run_tracked_task(t_)
         except (BrokenResourceError, ClosedResourceError):
-            if not cast(_Results, self.iter_stream_receiver).closed:
+            if not cast(Results, self.iter_stream_receiver).closed:
                 raise
             # older hosts let this out if the run is left just when a task has ended
 
@@ -351,7 +318,6 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             self._stop(task, flight)  # it was cancelled, and has returned all the same
             return []
         if isinstance(result, _GraphTaskAsyncIterable):
-            self._begin_join(node)
             return self._streaming(task, flight, result)
         if isinstance(node, EndNode):
             task_run.stays(flight)  # until the end itself is recorded
@@ -375,7 +341,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
                 return result
             self._create(tasks, by=by)
             self._sent[task.task_id] = [one.task_id for one in tasks]
-            self._begin_join(node)
+            self._begin_join(task)
         self._origins.pop(task.task_id, None)
         task_run.succeeded(flight)
         await task_run.settle()
@@ -425,6 +391,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             if task.task_id not in self.active_tasks:
                 self._stop(task, flight)
                 return
+            self._begin_join(task)  # and not before: if it runs again it opens another one
             self._origins.pop(task.task_id, None)
             task_run.succeeded(flight)
             await task_run.settle()
@@ -445,7 +412,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
     def _pin(self, task: GraphTask, origin: TaskFlight | None) -> None:
         """Let a fork over a stream that goes on be the run of it that its recorded items are of."""
         if origin is not None and (known := self._streams.get((origin.task_id, task.node_id))) is not None:
-            cast(_Ids, self.get_next_node_run_id).pinned = known[0]
+            cast(Ids, self.get_next_node_run_id).pinned = known[0]
 
     def _create(self, tasks: Sequence[GraphTask], *, by: str, origin: str | None = None) -> None:
         """Have new tasks recorded, all of them or none."""
@@ -461,14 +428,13 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
 
     # --------------------------------------------------------------------------------------------- joins
 
-    def _begin_join(self, node: Any) -> None:
-        """Record a join that a map has begun, for it closes even if nothing comes to it."""
-        if not isinstance(node, Fork) or not node.is_map or node.downstream_join_id is None:
-            return
-        for key, join in self.active_reducers.items():
-            if key[0] == node.downstream_join_id and key not in self._begun and key not in self._reduced:
-                self._begun.add(key)
-                self._task_run.join(*key, _branches(join.downstream_fork_stack), None, stopped=False)
+    def _begin_join(self, task: GraphTask) -> None:
+        """Record the join that a map has opened, if nothing has come to it yet."""
+        key: Any = self._opened.pop(task.task_id, None)
+        if key in self.active_reducers and key not in self._begun and key not in self._reduced:
+            self._begun.add(key)
+            stack = _branches(self.active_reducers[key].downstream_fork_stack)
+            self._task_run.join(key[0], key[1], stack, None, stopped=False)
 
     def _take_item(self, task_id: str, item: str) -> None:
         """An item of a join was reduced, or dropped."""
@@ -507,36 +473,6 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         for key in [key for key in self._begun if key not in active]:
             self._begun.discard(key)
             self._task_run.close_join(*key)
-
-
-class _Results:
-    """The stream of results, which tells when one is about to be handled."""
-
-    def __init__(self, receiver: Any, receive: Callable[[Any], bool]):
-        self._receiver = receiver
-        self._receive = receive
-        self.closed = False
-
-    def __aiter__(self) -> _Results:
-        return self
-
-    async def __anext__(self) -> Any:
-        while True:
-            result = await self._receiver.__anext__()
-            if self._receive(result):
-                return result
-
-    async def __aenter__(self) -> Any:
-        await self._receiver.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: Any) -> Any:
-        self.closed = True
-        return await self._receiver.__aexit__(*exc)
-
-    def close(self) -> None:
-        self.closed = True
-        self._receiver.close()
 
 
 def _is_stream(value: Any) -> bool:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, cast
 
 from pydantic_core import from_json
 
-from ._scheduler import Begun, Graph, GraphTask, NodeID, Resumed, Step, TaskID, stack_of
+from ._scheduler import Graph, GraphTask, NodeID, Step, TaskID, stack_of
+from ._scheduling import Begun, Resumed
 from .codec import Body, Codec
 from .commit import START_NODE, Parts, Row, StatusChange, StepRecord
 from .errors import CorruptSnapshotError
@@ -19,7 +20,6 @@ from .taskrows import Branch, read_join, read_task
 from .values import ValueCodec
 
 __all__ = ('Opening', 'Reader', 'start_body')
-
 
 
 class Opening(NamedTuple):

@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -24,13 +24,14 @@ from .directories import sync_directory
 from .errors import GraphkeepError, LockTimeoutError, StorageError, another
 from .sqlopen import open_file, ours, translated
 from .sqlreaders import Readers, roll_back
+from .sqlschema import APPLICATION_ID
+from .status import RELEASE
 
 __all__ = ('Database', 'Stage')
 
 T = TypeVar('T')
 
 _WAIT: Final = 0.0005, 0.02  # seconds between two tries for the lock: the first and the longest wait
-_ROUNDS: Final = 2  # times that the log is written back at once, the second time what was added meanwhile
 _LOOK: Final = 64  # commits between two looks at how long the log is
 # Bytes of the log from which on it is written back into the file. Where the disk is waited for, a short one
 # pays: what is written over is on the disk sooner than what makes the log longer.
@@ -65,13 +66,16 @@ class _Ticket:
     def __init__(self, stage: Stage, until: float):
         self.stage = stage
         self.until = until  # when to give up, where its turn cannot be entered
+        self.stores = False  # something: more than that a run is kept or given back
         self.done: Future[Receipt] = Future()
 
     def run(self, db: sqlite3.Connection) -> Receipt | GraphkeepError:
         """Write it, or return why it is refused."""
         turn = self.stage.turn
         try:
-            return self.stage.run(db, turn.open())
+            commit = turn.open()
+            self.stores = bool(commit.rows) or any(c.transition is not RELEASE for c in commit.changes)
+            return self.stage.run(db, commit)
         except GraphkeepError as exc:
             self.stage.reject()
             turn.fail(exc)
@@ -89,7 +93,7 @@ class Database:
     """The file, for every thread and event loop of this process."""
 
     ready: bool
-    """Whether it is open, so that a commit may be tried on an event loop's own thread."""
+    """Whether it is open to stay, so that a commit may be tried on an event loop's own thread."""
 
     def __init__(self, path: Path, *, durable: bool, busy_timeout: float):
         self.path = path
@@ -100,6 +104,7 @@ class Database:
 
     def _begin_anew(self) -> None:
         self.ready = False
+        self._shut = False  # unless something was stored since; it is open only for as long as it takes
         self._mutex = threading.Lock()  # who may use the connection that writes
         self._writer: sqlite3.Connection | None = None
         self.readers = Readers(self.path, durable=self.durable)
@@ -117,6 +122,7 @@ class Database:
         self._doubtful: OSError | None = None  # why what is in the log may not be on the disk
         self._commits = 0
         self._long = False
+        self._wal = f'{self.path}-wal'
         self._log: int | None = None  # open for `_sync`; SQLite has no locks on that file
 
     def forked(self) -> None:
@@ -206,27 +212,40 @@ class Database:
                     done.set_result(outcome)
 
     def _log_is_long(self) -> bool:
-        """Whether the log is to begin anew; if it has grown long, have a thread write it back before that."""
+        """Whether the log grows faster than a thread writes it back; if it is long, have one begin that."""
         self._commits += 1
         if self._commits % _LOOK == 0:
-            with suppress(OSError):
-                size = os.stat(f'{self.path}-wal').st_size
-                if self._backed.is_set() and size > _LONG[self.durable]:
-                    self._backed.clear()
-                    self._start(self._write_back)
-                elif size > 2 * _LONG[self.durable]:
-                    self._long = True  # it grows faster than it is written back
+            size = self._log_size()
+            if self._backed.is_set() and size > _LONG[self.durable]:
+                self._backed.clear()
+                self._start(self._write_back)
+            elif size > 2 * _LONG[self.durable]:
+                self._long = True
         return self._long
 
+    def _log_size(self) -> int:
+        try:
+            return os.stat(self._wal).st_size
+        except OSError:
+            return 0
+
     def _write_back(self) -> None:
-        """Write the log back while others go on writing; what is left for when they wait is little."""
+        """Write the log back while others go on writing, then what they added, and begin it anew.
+
+        Here, for the first commit in a log waits for the disk.
+        """
         try:
             reader = self.readers.connected(threading.current_thread())
-            with suppress(sqlite3.Error, LockBusy, GraphkeepError), reader as db:
-                for _ in range(_ROUNDS):
-                    db.execute('PRAGMA wal_checkpoint(PASSIVE)')
+            failures = sqlite3.Error, LockBusy, GraphkeepError
+            with suppress(*failures), reader as db, closing(open_file(self.path)) as pin:
+                pin.execute('BEGIN')  # while somebody reads in it, nobody begins it anew
+                pin.execute('SELECT count(*) FROM sqlite_schema').fetchone()
+                db.execute('PRAGMA wal_checkpoint(PASSIVE)')
+                with self._mutex:
+                    pin.close()
+                    if self._writer is not None:
+                        _begin_log_anew(self._writer)
         finally:
-            self._long = True
             self._backed.set()
 
     # ------------------------------------------------------------------------------- what waits, together
@@ -249,13 +268,16 @@ class Database:
                 self._queue.clear()
                 if not batch:
                     self._idle.set()
-                    return
+                    break
             try:
                 self._write_together(batch)
             except BaseException as exc:  # whatever it is, nobody may wait for ever
                 for ticket in batch:
                     if not ticket.done.done():
                         ticket.done.set_exception(another(exc))
+        if self._shut:
+            with suppress(GraphkeepError):
+                self._close_if_idle()
 
     def _write_together(self, batch: Sequence[_Ticket]) -> None:
         entered: list[_Ticket] = []
@@ -266,6 +288,8 @@ class Database:
                 try:
                     entered += [ticket for ticket in batch if ticket.stage.turn.enter(wait=False)]
                     outcomes = self._commit(db, entered)
+                    if any(ticket.stores for ticket in entered):
+                        self._stay_open()
                 finally:
                     for ticket in entered:
                         ticket.stage.turn.leave()
@@ -327,6 +351,7 @@ class Database:
         """
         until = self._until()
         with self._writing(until) as db, translated(self.path, 'write'):
+            self._stay_open()
             self._begin(db, until)
             try:
                 value = func(db)
@@ -376,19 +401,24 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Make what waits, and close every connection. What is asked for later opens the file again."""
-        while not self._closed():
+        """Make what waits, and close every connection.
+
+        What is asked for later opens the file again; to stay, if it stores something.
+        """
+        while True:
+            self._idle.wait()
+            self._lasting.wait()
+            self._backed.wait()
+            if self._close_if_idle():
+                return
             time.sleep(_WAIT[0])
 
-    def _closed(self) -> bool:
+    def _close_if_idle(self) -> bool:
         """Close every connection, unless something is under way."""
-        self._idle.wait()
-        self._lasting.wait()
-        self._backed.wait()
         with self._mutex, translated(self.path, 'close'):
             if self._syncing or not all(e.is_set() for e in (self._idle, self._lasting, self._backed)):
                 return False
-            self.ready = False
+            self.ready, self._shut = False, True
             self._doubtful = None
             self.readers.close()
             writer, self._writer = self._writer, None
@@ -401,17 +431,15 @@ class Database:
 
     @contextmanager
     def _writing(self, until: float) -> Generator[sqlite3.Connection]:
-        """Give the connection that writes, alone, with a log that is not long."""
+        """Give the connection that writes, alone, once the log is not too long."""
+        if self._long:
+            self._backed.wait()  # here, where it delays no event loop
+            self._long = False
         if not self._mutex.acquire(timeout=min(self.busy_timeout, threading.TIMEOUT_MAX)):
             raise LockTimeoutError(str(self.path), self.busy_timeout)
         try:
             db = self._connected(until)
-            if self._log_is_long():
-                self._backed.wait()
-                self._long = False
-                # here, where it delays no event loop; nothing is lost if it cannot be done now
-                with suppress(sqlite3.Error):
-                    db.execute('PRAGMA wal_checkpoint(RESTART)')
+            self._log_is_long()
             yield db
         finally:
             self._mutex.release()
@@ -419,17 +447,23 @@ class Database:
     def _connected(self, until: float) -> sqlite3.Connection:
         if self._writer is None:
             writer = self._patiently(lambda: open_file(self.path, durable=self.durable), until)
+            self._wal = f'{os.path.realpath(self.path)}-wal'  # where SQLite has it
             # what the log is cut to when it begins anew; so its length tells whether it is long
             writer.execute(f'PRAGMA journal_size_limit = {_LONG[self.durable]}')
             if self.durable:
                 try:
-                    self._log = os.open(f'{self.path}-wal', os.O_RDWR)
-                    sync_directory(self.path.parent)  # the log is new with the first connection of all
+                    self._log = os.open(self._wal, os.O_RDWR)
+                    sync_directory(os.path.dirname(self._wal))  # it is new with the first connection of all
                 except OSError as exc:
                     writer.close()
                     raise StorageError(str(self.path), 'open', exc) from exc
-            self._writer, self.ready = writer, True
+            if self._log_size() > _LONG[self.durable]:  # all others end before they have looked at it
+                _begin_log_anew(writer)
+            self._writer, self.ready = writer, not self._shut
         return self._writer
+
+    def _stay_open(self) -> None:
+        self.ready, self._shut = True, False
 
     def _until(self) -> float:
         """Return until when to wait for all there is to wait for, from now on."""
@@ -450,6 +484,14 @@ class Database:
                     raise LockTimeoutError(str(self.path), self.busy_timeout) from None
             time.sleep(wait)
             wait = min(wait * 1.5, _WAIT[1])
+
+
+def _begin_log_anew(db: sqlite3.Connection) -> None:
+    """Write the log back, and make the first write of a new one, which waits for the disk."""
+    with suppress(sqlite3.Error):  # nothing is lost if it cannot be done now
+        db.execute('PRAGMA wal_checkpoint(PASSIVE)')  # most of it: whoever writes need not wait for that
+        db.execute('PRAGMA wal_checkpoint(RESTART)')
+        db.execute(f'PRAGMA application_id = {APPLICATION_ID}')  # as it is
 
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()

@@ -21,7 +21,7 @@ from .runinfo import RunInfo, RunQuery, check_statuses, damaged, is_count, is_nu
 from .snapshots import now_utc
 from .sqldb import Database
 from .sqlrun import SqlRun
-from .sqlruns import delete, insert, trim
+from .sqlruns import delete, insert, sweep, trim
 from .sqlview import UNREADABLE, bound, moment, read_all, stamp, unreadable
 from .store import Store
 from .stored import LEASE, LOCK_TIMEOUT, StoredStatePersistence
@@ -37,8 +37,10 @@ class SqliteStore(Store):
     - *Atomic and isolated*: every write is one transaction, and whoever reads sees the store as it is at one
       moment.
     - *Without blocking*: a commit is made on the event loop's own thread only if there is nothing to wait
-      for: no lock, no disk, no checkpoint. Otherwise a thread makes it, together with others that wait. A
-      commit that was begun is finished whatever is cancelled, and it is known afterwards that it was.
+      for: no lock, no disk, no checkpoint. Otherwise a thread makes it, together with others that wait. The
+      one exception is the first commit after *another* process has written the log back: SQLite itself has
+      the disk take the beginning of the new one. A commit that was begun is finished whatever is cancelled,
+      and it is known afterwards that it was.
     - *Readable*: the tables are described in the documentation, and may be read with any SQLite client.
 
     The file has mode 0600 and a write-ahead log beside it (`-wal` and `-shm`), so it has to be on a
@@ -78,6 +80,8 @@ class SqliteStore(Store):
             raise ValueError(f'busy_timeout must be 0 seconds or more, got {busy_timeout!r}')
         if str(path) == ':memory:':
             raise ValueError("SqliteStore keeps a file, and ':memory:' names none: take MemoryStore()")
+        if '\0' in str(path):
+            raise ValueError(f'path must be that of a file, and no name has a NUL, got {str(path)!r}')
         self.path = Path(path)
         self.clock = clock
         self._lock_timeout = busy_timeout
@@ -94,7 +98,9 @@ class SqliteStore(Store):
     async def aclose(self) -> None:
         """Make what still waits, and close the connections; the last one of all writes the log back.
 
-        Idempotent. What is asked for later opens the file again.
+        Idempotent. A run that is still in hand stays so: each time that its lease is renewed, and when it is
+        given back, the file is opened for as long as that takes. What else is asked for later opens the file
+        again, and it stays open until the store is closed once more.
         """
         work = self._threads.submit(self._database.close)
         interrupted = await finished(work)
@@ -126,7 +132,7 @@ class SqliteStore(Store):
 
     def _sweep(self) -> None:
         """Delete, bit by bit, what is left of deleted runs; also of those whose deleting was interrupted."""
-        while self._database.write(_sweep_some):
+        while self._database.write(partial(sweep, limit=_CHUNK)):
             pass
 
     def _trim(self, run_id: str, before: datetime) -> int:
@@ -226,23 +232,3 @@ def _info(run_id: str, found: Sequence[Any], now: datetime) -> RunInfo:
         parent=(_text(parent), parent_seq) if parent is not None else None,
         resumable=is_resumable(status, ownership, now),
     )
-
-
-def _sweep_some(db: sqlite3.Connection) -> bool:
-    """Delete some of what is left of deleted runs; return whether there may be more."""
-    row = db.execute('SELECT run FROM runs WHERE finished = 2 LIMIT 1').fetchone()
-    if row is None:
-        return False
-    last = db.execute(
-        'SELECT max(seq) FROM (SELECT seq FROM steps WHERE run = ? ORDER BY seq LIMIT ?)', (row[0], _CHUNK)
-    ).fetchone()[0]
-    if last is None:
-        db.execute('DELETE FROM tags WHERE run = ?', row)
-        db.execute('DELETE FROM runs WHERE run = ?', row)
-    else:
-        db.execute(
-            'DELETE FROM bodies WHERE body IN (SELECT body FROM steps WHERE run = ? AND seq <= ?)',
-            (row[0], last),
-        )
-        db.execute('DELETE FROM steps WHERE run = ? AND seq <= ?', (row[0], last))
-    return True

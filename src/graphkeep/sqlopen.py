@@ -6,7 +6,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ from .directories import make_directory
 from .errors import CorruptSnapshotError, StorageError, UnusableStoreError
 from .sqlschema import APPLICATION_ID, MIGRATIONS, STEP_ENDS
 
-__all__ = ('open_file', 'ours', 'translated')
+__all__ = ('damaged', 'open_file', 'ours', 'translated')
 
 _OLDEST: Final = 3, 37  # the first that has STRICT tables
 _MODE: Final = 0o600
@@ -56,11 +56,35 @@ def open_file(path: Path, *, durable: bool = False) -> sqlite3.Connection:
         _look(db, path)
         db.execute('COMMIT')
         _set_up(db, path)
+    except UnusableStoreError:
+        with suppress(sqlite3.Error):
+            _leave(db, path)
+        raise
     except BaseException:
         with suppress(sqlite3.Error):
             db.close()
         raise
     return db
+
+
+def _leave(db: sqlite3.Connection, path: Path) -> None:
+    """Close the connection, and leave what is in the log where it is.
+
+    The last connection of all writes the log back and deletes it, unless it may only read.
+    """
+    if not _has_log(path):
+        db.close()
+        return
+    with closing(sqlite3.connect(f'{path.as_uri()}?mode=ro', timeout=0, uri=True)) as last:
+        last.execute('SELECT count(*) FROM sqlite_schema').fetchone()
+        db.close()
+
+
+def _has_log(path: Path) -> bool:
+    try:
+        return os.stat(f'{os.path.realpath(path)}-wal').st_size > 0
+    except OSError:
+        return False
 
 
 def _decoded(text: bytes) -> str:
@@ -76,6 +100,7 @@ def _make(path: Path, *, durable: bool) -> None:
             )
         if path.exists():
             return  # and not opened: to close it again would drop every lock that this process has on it
+        path = Path(os.path.realpath(path))  # of a link to nowhere, as SQLite would make it
         make_directory(path.parent, durable=durable)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, _MODE))
@@ -174,3 +199,10 @@ def ours(exc: sqlite3.Error, path: Path, doing: str) -> Exception:
             '`sqlite3 FILE .recover`',
         )
     return StorageError(str(path), doing, OSError(_ERRNO.get(code, errno.EIO), str(exc)))
+
+
+def damaged(problem: str) -> sqlite3.DatabaseError:
+    """Return what SQLite would raise if it had found this damage itself."""
+    exc = sqlite3.DatabaseError(problem)
+    exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return exc

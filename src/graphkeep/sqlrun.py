@@ -20,7 +20,7 @@ from .jsonrun import dump_attempts, dump_owner, is_plain
 from .runinfo import run_status
 from .sqldb import Database
 from .sqlschema import END_STEP
-from .sqlview import COLUMNS, IN_HAND, SqlView, bound, read_all, stamp, unreadable, view_run
+from .sqlview import COLUMNS, IN_HAND, SqlView, bodiless, bound, read_all, stamp, view_run
 
 __all__ = ('SqlRun', 'add_step', 'begin_run')
 
@@ -106,8 +106,7 @@ class SqlRun(RunBackend):
 
             def row(record: StepRecord) -> Row:
                 if (body := db.execute(_BODY, (view.run, record.seq)).fetchone()) is None:
-                    exc = LookupError(f'there is no body of snapshot number {record.seq}')
-                    raise unreadable(self.run_id, exc)
+                    raise bodiless(self.run_id, record.id)
                 return Row(record, Body(*body))
 
             tail = [row(record) for record in view.tail()]

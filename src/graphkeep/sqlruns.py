@@ -12,17 +12,17 @@ from .commit import About, Ownership, Row, StepRecord
 from .errors import RunOwnedError
 from .jsonrun import load_owner
 from .runinfo import last_change, latest_steps, newest_step, run_status
+from .sqlopen import damaged
 from .sqlrun import add_step, begin_run
 from .sqlview import UNREADABLE, moment, stamp, unreadable, view_run
 
-__all__ = ('delete', 'insert', 'remove', 'trim')
-
+__all__ = ('delete', 'insert', 'remove', 'sweep', 'trim')
 
 # What is damaged can be deleted, too: the owner need not be a text, nor the version be one that can grow.
 _FIND: Final = """
 SELECT run, status = 'success' AND updated < ?, CAST(owner AS BLOB), expires FROM runs WHERE id = ?
 """
-_DELETE: Final = """
+_HIDE: Final = """
 UPDATE runs SET id = '/' || run, version = (version & 0xFFFFFFFFFFFFFF) + 1, finished = 2 WHERE run = ?
 """
 
@@ -58,7 +58,25 @@ def delete(db: sqlite3.Connection, run_id: str, now: datetime, ended_before: dat
         if not Ownership(0, owner, moment(expires)).is_free(now):
             raise RunOwnedError(run_id, owner, moment(expires))
     # no run id has a slash; and who still has the run at hand finds another version
-    db.execute(_DELETE, (run,))
+    db.execute(_HIDE, (run,))
+    return True
+
+
+def sweep(db: sqlite3.Connection, limit: int) -> bool:
+    """Delete at most so many snapshots of deleted runs; return whether there may be more to delete."""
+    row = db.execute('SELECT run FROM runs WHERE finished = 2 LIMIT 1').fetchone()
+    if row is None:
+        return False
+    (run,) = row
+    first, last = db.execute(
+        'SELECT min(seq), max(seq) FROM (SELECT seq FROM steps WHERE run = ? ORDER BY seq LIMIT ?)',
+        (run, limit),
+    ).fetchone()
+    if last is None:
+        db.execute('DELETE FROM tags WHERE run = ?', (run,))
+        _delete(db, 'DELETE FROM runs WHERE run = ?', (run,))
+    else:
+        remove(db, run, first, last)
     return True
 
 
@@ -80,16 +98,24 @@ def trim(db: sqlite3.Connection, run_id: str, before: datetime, limit: int) -> i
             raise unreadable(run_id, exc) from exc
         if ended is not None and ended >= before:
             break
-        remove(db, view.run, seq)
+        remove(db, view.run, seq, seq)
         passed += 1
     if passed:  # whoever has the run at hand looks again
         db.execute('UPDATE runs SET version = version + 1 WHERE run = ?', (view.run,))
     return passed
 
 
-def remove(db: sqlite3.Connection, run: int, seq: int) -> None:
-    """Delete one snapshot."""
+def remove(db: sqlite3.Connection, run: int, first: int, last: int) -> None:
+    """Delete the snapshots from one number to another, of which at least one was found."""
+    which = run, first, last
     db.execute(
-        'DELETE FROM bodies WHERE body = (SELECT body FROM steps WHERE run = ? AND seq = ?)', (run, seq)
+        'DELETE FROM bodies WHERE body IN (SELECT body FROM steps WHERE run = ? AND seq BETWEEN ? AND ?)',
+        which,
     )
-    db.execute('DELETE FROM steps WHERE run = ? AND seq = ?', (run, seq))
+    _delete(db, 'DELETE FROM steps WHERE run = ? AND seq BETWEEN ? AND ?', which)
+
+
+def _delete(db: sqlite3.Connection, statement: str, which: tuple[int, ...]) -> None:
+    """Delete what was found; in a damaged file it may still be there, and would be found for ever."""
+    if not db.execute(statement, which).rowcount:
+        raise damaged('what was found there cannot be deleted')

@@ -21,6 +21,7 @@ __all__ = (
     'IN_HAND',
     'UNREADABLE',
     'SqlView',
+    'bodiless',
     'bound',
     'moment',
     'read_all',
@@ -62,7 +63,7 @@ SELECT {COLUMNS} FROM steps WHERE run = ? AND kind IN ('node', 'end') ORDER BY s
 """  # noqa: S608
 _STEP: Final = f'SELECT {COLUMNS} FROM steps WHERE run = ? AND seq = ?'  # noqa: S608
 _ALL: Final = f"""
-SELECT {COLUMNS}, state, node FROM steps JOIN bodies USING (body) WHERE run = ? ORDER BY seq
+SELECT {COLUMNS}, state, node FROM steps LEFT JOIN bodies USING (body) WHERE run = ? ORDER BY seq
 """  # noqa: S608
 
 
@@ -258,19 +259,33 @@ def unreadable(run_id: str, exc: Exception) -> CorruptSnapshotError:
     )
 
 
+def bodiless(run_id: str, snapshot_id: str) -> CorruptSnapshotError:
+    """Return the error that says that a snapshot is stored without its body."""
+    return CorruptSnapshotError(
+        f'run {run_id!r}', 'has no state and node stored. It is left as it is', snapshot_id=snapshot_id
+    )
+
+
 def read_all(db: sqlite3.Connection, run_id: str) -> tuple[list[Row], About]:
-    """Return every row of a run, oldest first, and what else is known of it; no rows if there is none."""
+    """Return every row of a run, oldest first, and what else is known of it; no rows if there is none.
+
+    Raises:
+        CorruptSnapshotError: if what is stored of it cannot be read.
+    """
     view = view_run(run_id, db)
     if view.run is None:
         return [], NAMELESS
     try:
+        # all of it before any is decoded: the traceback of an error would keep the cursor, and so the read
+        found = db.execute(_ALL, (view.run,)).fetchall()
+        tags = db.execute('SELECT tag FROM tags WHERE run = ? ORDER BY tag', (view.run,)).fetchall()
         rows = [
             Row(view.in_hand.get(values[0]) or _record(values), Body(state, node))
-            for *values, state, node in db.execute(_ALL, (view.run,))
+            for *values, state, node in found
         ]
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as exc:
-        raise CorruptSnapshotError(
-            f'run {run_id!r}', f'is stored in a way that cannot be read: {exc!r}. It is left as it is'
-        ) from exc
-    tags = db.execute('SELECT tag FROM tags WHERE run = ? ORDER BY tag', (view.run,))
+    except UNREADABLE as exc:
+        raise unreadable(run_id, exc) from exc
+    for _, id_, *_, node in found:
+        if node is None:
+            raise bodiless(run_id, id_)
     return rows, view.about._replace(tags=tuple(tag for (tag,) in tags))

@@ -21,10 +21,14 @@ def failing(code: int, message: str) -> sqlite3.OperationalError:
 
 
 class Statements:
-    """What the statements of the process go through; `hook` may raise, or wait, before one is made."""
+    """What the statements of the process go through; `hook` may raise, or wait, before one is made.
+
+    `after` may wait when one was made.
+    """
 
     def __init__(self) -> None:
         self.hook: Callable[[str], None] = self.nothing
+        self.after: Callable[[str], None] = self.nothing
         self.made: list[str] = []
 
     def nothing(self, sql: str) -> None:
@@ -44,7 +48,9 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Statements:
     class Watched(sqlite3.Connection):
         def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
             statements.reach(sql)
-            return super().execute(sql, *args)
+            cursor = super().execute(sql, *args)
+            statements.after(sql)
+            return cursor
 
     real: Any = sqlite3.connect
 

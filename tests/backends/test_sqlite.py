@@ -7,15 +7,16 @@ import errno
 import os
 import sqlite3
 import stat
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -150,6 +151,34 @@ async def test_database_of_another_application(path: Path, what: str):
     assert path.read_bytes() == before
 
 
+KILLED = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute('PRAGMA journal_mode = WAL')
+db.execute(sys.argv[2])
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize('what', ['CREATE TABLE runs (id TEXT)', 'PRAGMA user_version = 99'])
+async def test_log_of_another_application(path: Path, what: str):
+    """What is refused is left with its log, too, as whoever was killed there has left it."""
+    if '99' in what:
+        async with used(path):
+            pass
+    await anyio.run_process([sys.executable, '-c', KILLED, str(path), what])
+    files = [path, path.with_name('runs.db-wal')]
+    before = [file.read_bytes() for file in files]
+    assert before[1]
+    for _ in range(2):
+        async with SqliteStore(path) as store:
+            with pytest.raises(UnusableStoreError, match='left as it is'):
+                await store.runs()
+            with pytest.raises(UnusableStoreError, match='left as it is'):
+                await finish(store)
+    assert [file.read_bytes() for file in files] == before
+
+
 async def test_schema_of_the_future(path: Path):
     """A store that a later version has written is refused, and left as it is."""
     async with used(path):
@@ -198,6 +227,11 @@ async def test_read_only_database(path: Path, monkeypatch: pytest.MonkeyPatch):
             await finish(store, 'other')
         assert caught.value.errno == errno.EROFS
         assert [info.id for info in await store.runs()] == ['ended']
+
+
+def database(store: SqliteStore) -> Any:
+    """Return what is below a store."""
+    return cast('Any', store)._database
 
 
 def only(name: str, code: int, message: str) -> Any:
@@ -372,6 +406,86 @@ async def test_damaged_body(path: Path):
                 await finish(store, 'b hurt')
         assert await store.delete('b hurt')
         await work_around(store)
+
+
+@pytest.mark.parametrize('damage', ['step', 'tag', 'text'])
+async def test_error_that_is_kept(path: Path, damage: str):
+    """While somebody keeps the error of a damaged run, all else is read as it is now, and the log goes on."""
+    async with used(path) as store:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute(
+                {
+                    'step': 'UPDATE steps SET start_ts = 9e18 WHERE seq = 1',
+                    'tag': "INSERT INTO tags VALUES (1, CAST(x'ff' AS TEXT)), (1, CAST(x'fe' AS TEXT))",
+                    'text': "UPDATE steps SET id = CAST(x'ff' AS TEXT) WHERE seq = 1",
+                }[damage]
+            )
+            with pytest.raises(CorruptSnapshotError, match="run 'ended'") as kept:
+                await store.history('ended')
+            await finish(store, 'new')
+            assert other.execute('PRAGMA wal_checkpoint(RESTART)').fetchone()[0] == 0
+            for _ in range(2):
+                assert len(await store.history('new')) == 4
+        assert kept.value.__traceback__
+
+
+async def test_deletion_of_a_damaged_run(path: Path):
+    """A run that cannot be read may be deleted, also where not even its texts are texts."""
+    async with used(path) as store:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("UPDATE runs SET status = CAST(x'ff' AS TEXT), owner = CAST(x'fe' AS TEXT)")
+        assert await store.delete('ended')
+        assert await store.runs() == []
+
+
+async def test_snapshot_without_a_body(path: Path):
+    """A snapshot whose state and node are gone is reported, and its run is not taken for an unknown one."""
+    async with used(path) as store:
+        await finish(store, 'other')
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            found = other.execute('SELECT id, body FROM steps WHERE run = 1 AND seq = 2')
+            snapshot_id, body = found.fetchone()
+            other.execute('DELETE FROM bodies WHERE body = ?', (body,))
+            for call in (store.history('ended'), store.export('ended'), store.fork('ended', into='fork')):
+                with pytest.raises(CorruptSnapshotError, match='has no state and node') as caught:
+                    await call
+                assert (caught.value.place, caught.value.snapshot_id) == ("run 'ended'", snapshot_id)
+            other.execute('DELETE FROM bodies')
+        with pytest.raises(CorruptSnapshotError, match="run 'other'"):
+            await store.history('other')
+
+
+@pytest.mark.parametrize('table', ['steps', 'runs'])
+async def test_rows_that_stay(path: Path, table: str):
+    """What is found and cannot be deleted, as in a damaged file, is reported, and not tried for ever."""
+    async with used(path) as store:
+        await finish(store, 'other')
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute(f'CREATE TRIGGER stay BEFORE DELETE ON {table} BEGIN SELECT RAISE(IGNORE); END')
+        with anyio.fail_after(5):
+            for run_id in ('ended', 'unknown'):
+                with pytest.raises(CorruptSnapshotError, match=r'runs\.db: is damaged'):
+                    await store.delete(run_id)
+        assert len(await store.history('other')) == 4
+        assert await finish(store, 'new') == [1, 2, 3]
+
+
+async def test_snapshots_that_stay(path: Path):
+    """Snapshots that cannot be pruned, as in a damaged file, are left, and not tried for ever."""
+    async with SqliteStore(path) as store:
+        persistence: Any = store.run('run')
+        persistence.set_graph_types(graph)
+        await persistence.snapshot_node(Tally(), Count())
+        for number in (2, 3):
+            async with persistence.record_run((await persistence.load_next()).id):
+                pass
+            await persistence.snapshot_node(Tally(), Count(number))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute('CREATE TRIGGER stay BEFORE DELETE ON steps BEGIN SELECT RAISE(IGNORE); END')
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        with anyio.fail_after(5):
+            assert (await store.prune(older_than=tomorrow, only_finished=False)).snapshots == 0
+        assert len(await store.history('run')) == 3
 
 
 # ------------------------------------------------------------------------------------------- a failing disk
@@ -659,3 +773,56 @@ async def test_log_that_grows_faster_than_the_disk(path: Path, monkeypatch: pyte
         assert before < 600
         ended.set()
     assert len(written) == 600
+
+
+async def test_log_of_many_short_processes(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The log does not grow for ever if each of those who write ends soon, and the file stays open."""
+    monkeypatch.setattr('graphkeep.sqldb._LONG', {False: 2**19, True: 2**19})
+    async with used(path):
+        for number in range(20):
+            async with SqliteStore(path) as store:
+                persistence = store.run(f'run-{number}')
+                persistence.set_graph_types(graph)
+                for _ in range(10):
+                    await persistence.snapshot_node(Tally(weight='x' * 10_000), Count())
+            assert path.with_name('runs.db-wal').stat().st_size < 2**20
+
+
+async def test_beginning_of_the_log(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The log begins anew, which waits for the disk, in the thread that writes it back, not on the loop."""
+    statements, written_back, go_on = watch(monkeypatch), threading.Event(), threading.Event()
+
+    def pause(sql: str) -> None:
+        if 'PASSIVE' in sql and not written_back.is_set():
+            written_back.set()
+            assert go_on.wait(20)
+
+    def log() -> bytes:
+        with path.with_name('runs.db-wal').open('rb') as file:
+            return file.read(16)[12:]  # how many there were before
+
+    async with used(path) as store:
+        persistence = store.run('run')
+        persistence.set_graph_types(graph)
+        statements.after, first = pause, log()
+        database(store)._backed.clear()
+        database(store)._start(database(store)._write_back)
+        await anyio.to_thread.run_sync(written_back.wait, 20)
+        statements.made.clear()
+        await persistence.snapshot_node(Tally(), Count())
+        assert 'BEGIN IMMEDIATE' in statements.made
+        assert log() == first
+        go_on.set()
+        await anyio.to_thread.run_sync(database(store)._backed.wait, 20)
+        assert log() != first, 'it begins anew in the thread, without another commit'
+
+
+async def test_symbolic_link(path: Path):
+    """A link to a file that does not exist yet is followed: the file is made, for its owner only."""
+    real = path.parent / 'new' / 'real.db'
+    path.symlink_to(real)
+    async with used(path, durability='full'):
+        modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in real.parent.iterdir()}
+        assert modes == {'real.db': 0o600, 'real.db-wal': 0o600, 'real.db-shm': 0o600}
+    async with SqliteStore(real) as store:
+        assert [info.id for info in await store.runs()] == ['ended']

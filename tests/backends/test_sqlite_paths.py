@@ -53,6 +53,12 @@ def test_memory_is_no_file():
         SqliteStore(':memory:')
 
 
+def test_a_name_with_a_nul():
+    """A path that no file can have is refused where it is given."""
+    with pytest.raises(ValueError, match=r"path must be .* got 'runs\\x00\.db'"):
+        SqliteStore('runs\0.db')
+
+
 @pytest.mark.anyio
 async def test_a_store_is_no_persistence(tmp_path: Path):
     """Who gives a store where a run is meant is told how to get the run."""

@@ -88,6 +88,48 @@ async def test_heartbeat(path: Path, trouble: str):
     await store.aclose()
 
 
+@pytest.mark.parametrize('durability', ['normal', 'full'])
+async def test_closed_while_in_hand(path: Path, durability: Any):
+    """Keeping a run, or giving it back, opens a closed store only for that; storing something, to stay."""
+    clock = Clock()
+    store = SqliteStore(path, clock=clock, lease=30, durability=durability)
+    database = cast('Any', store)._database
+    persistence = await in_hand(store)
+    await store.aclose()
+    for _ in range(2):
+        clock.forward(20)
+        await renewed(persistence)
+        await is_closed(store)
+    async with SqliteStore(path, clock=clock) as other:
+        (info,) = await other.runs()
+        assert info.expires == clock() + timedelta(seconds=30)
+    (record,) = await persistence.load_history()
+    async with persistence.record_run(record.id):
+        pass
+    await persistence.snapshot_node(Tally([1]), Count(2))
+    assert database.ready
+    await store.aclose()
+    claimed = await store.claim()
+    assert claimed
+    await store.aclose()
+    await claimed.release()
+    await is_closed(store)
+    async with SqliteStore(path, clock=clock) as other:
+        assert await other.claim()
+
+
+async def is_closed(store: SqliteStore) -> None:
+    """Wait until no connection of a store is open."""
+    database = cast('Any', store)._database
+    for _ in range(5_000):
+        if database._writer is None and not any(database.readers.connections()):
+            break
+        await anyio.sleep(0.001)
+    else:
+        pytest.fail('a connection is still open')
+    assert not database.ready
+
+
 async def test_pruned_while_at_hand(path: Path):
     """An instance that has a run at hand notices that a part of it was pruned."""
     clock = Clock()

@@ -196,6 +196,53 @@ def streams_in_a_map() -> Graph[Counts, None, list[int], int]:
     return g.build()
 
 
+@case(
+    *('streaming', 'async map', 'nested map', 'join inside join'),
+    state=Counts,
+    inputs=[2, 0, 1],
+    resumes_since=(2, 50),
+)
+def streams_that_hesitate() -> Graph[Counts, None, list[int], list[int]]:
+    """Streams that have opened their joins and yielded nothing, while others go on."""
+    g = GraphBuilder(state_type=Counts, input_type=list[int], output_type=list[int])
+
+    @g.stream
+    async def numbers(ctx: StepContext[Counts, None, int]) -> AsyncIterator[int]:
+        for _ in range(3 * ctx.inputs + 1):
+            await pause()
+        for number in range(1, ctx.inputs + 1):
+            yield number
+            await pause()
+
+    @g.step
+    async def work(ctx: StepContext[Counts, None, int]) -> int:
+        await pause()
+        return ctx.inputs
+
+    @g.step
+    async def counted(ctx: StepContext[Counts, None, list[int]]) -> int:
+        await pause()
+        ctx.state.add('counted')
+        return len(ctx.inputs)
+
+    @g.step
+    async def in_order(ctx: StepContext[Counts, None, list[int]]) -> list[int]:
+        return sorted(ctx.inputs)
+
+    some = g.join(reduce_list_append, initial_factory=list[int], node_id='some', parent_fork_id='inner')
+    total = g.join(reduce_list_append, initial_factory=list[int], node_id='total', parent_fork_id='outer')
+    g.add(
+        g.edge_from(g.start_node).map(fork_id='outer').to(numbers),
+        g.edge_from(numbers).map(fork_id='inner', downstream_join_id=some.id).to(work),
+        g.edge_from(work).to(some),
+        g.edge_from(some).to(counted),
+        g.edge_from(counted).to(total),
+        g.edge_from(total).to(in_order),
+        g.edge_from(in_order).to(g.end_node),
+    )
+    return g.build()
+
+
 @case('streaming', 'async map', 'first value', 'cancel siblings', state=Counts, inputs=1)
 def stream_that_is_stopped() -> Graph[Counts, None, int, int]:
     """A stream without an end: the join that has seen the first item cancels it."""
