@@ -23,6 +23,7 @@ _CLAUSES = (
     'listing',
     'machine',
     'owning',
+    'parts',
     'processes',
     'racing',
     'resuming',

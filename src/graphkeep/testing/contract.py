@@ -13,6 +13,7 @@ from .kept import KeptInStore
 from .listing import ListingClauses
 from .machine import ModelClauses
 from .owning import OwningClauses
+from .parts import PartClauses
 from .racing import RacingClauses
 from .runs import RunUnderTest
 from .stores import StoreUnderTest
@@ -23,6 +24,7 @@ __all__ = ('StoreContract',)
 class StoreContract(
     KeptInStore,
     OwningClauses,
+    PartClauses,
     ListingClauses,
     GoingOnClauses,
     CopyingClauses,
