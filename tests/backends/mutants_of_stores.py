@@ -288,4 +288,36 @@ class TestAcknowledgesBeforeStoring(Durable):
         return test_contract.read_file(directory / 'lasting' / f'{run_id}.json')
 
 
-MUTANTS[TestAcknowledgesBeforeStoring] = 'test_killed'
+class Strict(FileStore):
+    def _list(self, query: RunQuery) -> list[RunInfo]:
+        for run_id in self._run_ids():
+            self._rows(run_id)
+        return super()._list(query)
+
+
+class TestFailsByOneRun(test_contract.InFiles):
+    """Where one run cannot be read none is listed."""
+
+    def open_store(self, directory: Path, clock: Callable[[], datetime], lease: float) -> Store:
+        return Strict(directory / 'runs', clock=clock, lease=lease)
+
+
+class Hiding(FileStore):
+    def _list(self, query: RunQuery) -> list[RunInfo]:
+        return [info for info in super()._list(query) if info.steps]
+
+
+class TestHidesWhatIsCorrupt(test_contract.InFiles):
+    """A run that cannot be read is not listed."""
+
+    def open_store(self, directory: Path, clock: Callable[[], datetime], lease: float) -> Store:
+        return Hiding(directory / 'runs', clock=clock, lease=lease)
+
+
+MUTANTS.update(
+    {
+        TestAcknowledgesBeforeStoring: 'test_killed',
+        TestFailsByOneRun: 'test_corrupt_run_harms_no_other',
+        TestHidesWhatIsCorrupt: 'test_corrupt_run',
+    }
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .building import BuildingClauses
 from .cancelling import CancellingClauses
 from .copies import CopyingClauses
 from .deleting import DeletingClauses
@@ -32,6 +33,7 @@ class StoreContract(
     RacingClauses,
     FaultClauses,
     CancellingClauses,
+    BuildingClauses,
     ModelClauses,
 ):
     """What holds for every store. Abstract: without its two methods no subclass can be collected.
@@ -45,7 +47,7 @@ class StoreContract(
             return RawRun([RawSnapshot(...) for ... in ...], owner)
     ```
 
-    What not every store can do is mixed in: `Durable`, `ManyProcesses`, `FailsOnDemand`.
+    What not every store can do is mixed in: `Durable`, `ManyProcesses`, `FailsOnDemand`, `Corruptible`.
     """
 
     def make_run(self, directory: Path) -> RunUnderTest:
