@@ -103,6 +103,18 @@ class TestForgetsLineage(Mutant):
     rejected_by = 'test_lineage'
 
 
+class Newborn(MemoryStore):
+    def _insert(self, run_id: str, rows: Sequence[Row], about: About) -> bool:
+        return super()._insert(run_id, rows, about._replace(created=self.clock()))
+
+
+class TestImportsAsNew(Mutant):
+    """When a run that is imported began is not kept."""
+
+    store_type = Newborn
+    rejected_by = 'test_export_and_import'
+
+
 class Family(MemoryStore):
     def _delete(self, run_id: str, ended_before: datetime | None = None) -> bool:
         for other in tuple(self._held.values()):
