@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -36,6 +37,7 @@ from graphkeep import (
 )
 from graphkeep.backend import LockBusy, RunBackend
 from graphkeep.commit import Commit, Receipt, Row, Tail
+from graphkeep.testing.cancelling import ByScope, ByTask, Canceller, cancelled_after
 from tests.rawfile import stored
 
 pytestmark = pytest.mark.anyio
@@ -274,36 +276,6 @@ STORAGES: dict[str, Callable[[Path], Storage]] = {
 # --------------------------------------------------------------------------------------------- ways to cancel
 
 
-class Canceller(ABC):
-    """One way to cancel what `run` runs; `caught` says afterwards that the cancellation arrived."""
-
-    caught = False
-
-    @abstractmethod
-    async def run(self, func: Callable[[], Awaitable[object]]) -> None: ...
-
-    @abstractmethod
-    def cancel(self) -> None:
-        """Cancel; to be called on the event loop's thread."""
-
-
-class ByTask(Canceller):
-    """`asyncio.Task.cancel()`, which comes once."""
-
-    async def run(self, func: Callable[[], Awaitable[object]]) -> None:
-        async def main() -> None:
-            await func()
-
-        self.task = asyncio.create_task(main())
-        await asyncio.wait([self.task])
-        self.caught = self.task.cancelled()
-        if not self.caught:
-            self.task.result()
-
-    def cancel(self) -> None:
-        self.task.cancel()
-
-
 class ByTimeout(Canceller):
     """`asyncio.timeout`, which turns its own cancellation into a `TimeoutError`."""
 
@@ -319,19 +291,6 @@ class ByTimeout(Canceller):
     def cancel(self) -> None:
         if not self.timeout.expired():
             self.timeout.reschedule(0)
-
-
-class ByScope(Canceller):
-    """A cancel scope, as behind `move_on_after` and `fail_after`: cancels whatever is awaited then."""
-
-    async def run(self, func: Callable[[], Awaitable[object]]) -> None:
-        with anyio.CancelScope() as self.scope:
-            await func()
-            await anyio.lowlevel.checkpoint()
-        self.caught = self.scope.cancelled_caught
-
-    def cancel(self) -> None:
-        self.scope.cancel()
 
 
 class ByTrioScope(Canceller):
@@ -482,20 +441,8 @@ async def test_every_turn_of_the_loop(tmp_path: Path, where: str, canceller_type
         (tmp_path / str(turns)).mkdir()
         canceller = canceller_type()
         deps = Deps()
-        finished = anyio.Event()
-
-        async def cancel(canceller: Canceller, turns: int, finished: anyio.Event) -> None:
-            for _ in range(turns):
-                if finished.is_set():
-                    return
-                await anyio.lowlevel.checkpoint()
-            if not finished.is_set():
-                canceller.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(cancel, canceller, turns, finished)
-            await canceller.run(lambda s=storage, d=deps: run_stored(s.watch(lambda _: None), d))
-            finished.set()
+        run = partial(run_stored, storage.watch(lambda _: None), deps)
+        await cancelled_after(turns, canceller, run)
         await check_what_is_left(storage, deps)
         done = not canceller.caught
         turns += 1 if turns < 40 else 1 + turns // 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -25,6 +25,7 @@ from graphkeep import (
 from graphkeep.commit import Commit, Receipt
 from graphkeep.file import Durability
 from graphkeep.testing import (
+    Corruptible,
     Durable,
     FailsOnDemand,
     KeepsCopies,
@@ -134,7 +135,7 @@ class TestMemoryStore(Examples):
         return RawRun(rows, owner and owner.id)
 
 
-class InFiles(Examples, Durable, ManyProcesses, FailsOnDemand):
+class InFiles(Examples, Durable, ManyProcesses, FailsOnDemand, Corruptible):
     """`FileStore` keeps each run in a file."""
 
     kills = count(120)
@@ -158,6 +159,10 @@ class InFiles(Examples, Durable, ManyProcesses, FailsOnDemand):
             put_os(patch, FaultyOs(fail))
             yield
 
+    def corrupt(self, directory: Path, run_id: str) -> None:
+        path = FileStore(directory / 'runs').path(run_id)
+        path.write_bytes(path.read_bytes()[:-10])
+
 
 class TestFileStore(InFiles):
     """`FileStore` as it comes."""
@@ -169,7 +174,7 @@ class TestDurableFileStore(InFiles):
     durability = 'full'
 
 
-class InSqlite(Examples, Durable, ManyProcesses, FailsOnDemand):
+class InSqlite(Examples, Durable, ManyProcesses, FailsOnDemand, Corruptible):
     """`SqliteStore` keeps all runs in one file."""
 
     kills = count(120)
@@ -196,6 +201,10 @@ class InSqlite(Examples, Durable, ManyProcesses, FailsOnDemand):
             for where in ('sqlrun._run_values', 'sqlite.insert', 'sqlite.delete', 'sqlite.trim'):
                 patch.setattr(f'graphkeep.{where}', fail)
             yield
+
+    def corrupt(self, directory: Path, run_id: str) -> None:
+        with closing(sqlite3.connect(directory / 'runs.db')) as db, db:
+            db.execute("UPDATE runs SET owner = '{', in_hand = '[[' WHERE id = ?", (run_id,))
 
 
 class TestSqliteStore(InSqlite):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from collections import defaultdict
@@ -16,7 +17,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from graphkeep import GraphkeepError
 from graphkeep.testing import StoreMachine
-from tests.backends import mutants
+from tests.backends import mutants, mutants_of_runs, mutants_of_stores
 from tests.backends.mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,8 +32,7 @@ def verdict(tmp_path_factory: pytest.TempPathFactory) -> Verdict:
         Of each class, the clauses that passed, failed, and were in error.
     """
     report = tmp_path_factory.mktemp('mutants') / 'report.xml'
-    file = Path(mutants.__file__)
-    wanted = [f'{file}::TestUnbroken', *(f'{file}::{name}::{clause}' for name, clause in MUTANTS.items())]
+    wanted = [_id(mutants.TestUnbroken), *(f'{_id(mutant)}::{clause}' for mutant, clause in MUTANTS.items())]
     command = [sys.executable, '-m', 'pytest', *wanted, f'--junitxml={report}', '-k', 'not as_the_model']
     command += ['--tb=no', '-q', '-p', 'no:cacheprovider', '--timeout=30']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding='utf-8', timeout=110, check=False)
@@ -45,6 +45,10 @@ def verdict(tmp_path_factory: pytest.TempPathFactory) -> Verdict:
     return found
 
 
+def _id(class_: type[object]) -> str:
+    return f'{inspect.getfile(class_)}::{class_.__name__}'
+
+
 def test_unbroken_store_passes(verdict: Verdict):
     """The store that the mutants are made of passes, by the same means."""
     found = verdict['TestUnbroken']
@@ -52,16 +56,17 @@ def test_unbroken_store_passes(verdict: Verdict):
     assert len(found['passed']) > 100
 
 
-@pytest.mark.parametrize('name', MUTANTS)
-def test_mutant_is_rejected(verdict: Verdict, name: str):
+@pytest.mark.parametrize('mutant', MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_mutant_is_rejected(verdict: Verdict, mutant: type[object]):
     """A store that breaks this promise fails the clause that states it."""
-    clause = MUTANTS[name]
+    name, clause = mutant.__name__, MUTANTS[mutant]
     assert clause in verdict[name]['failure'], f'{clause} should reject {name}; it came to {verdict[name]}'
 
 
 def test_unbroken_store_passes_what_rejects_the_mutants(verdict: Verdict):
-    """No clause that rejects a mutant rejects the unbroken store; those of crashes are shown on files."""
-    assert set(MUTANTS.values()) - verdict['TestUnbroken']['passed'] == {'test_killed'}
+    """No clause that rejects a mutant rejects the unbroken store; what that cannot do is shown on files."""
+    on_files = {'test_killed', 'test_corrupt_run', 'test_corrupt_run_harms_no_other'}
+    assert set(MUTANTS.values()) - verdict['TestUnbroken']['passed'] == on_files
 
 
 def test_incomplete_class_is_rejected(tmp_path: Path):
@@ -81,12 +86,12 @@ def test_incomplete_class_is_rejected(tmp_path: Path):
     'mutant',
     [
         mutants.TestUnbroken,
-        mutants.TestIgnoresTheFence,
-        mutants.TestForgetsToGiveUp,
-        mutants.TestFenceStandsStill,
-        mutants.TestDropsTags,
-        mutants.TestForgetsLineage,
-        mutants.TestDeletesWhatIsInHand,
+        mutants_of_runs.TestIgnoresTheFence,
+        mutants_of_runs.TestForgetsToGiveUp,
+        mutants_of_runs.TestFenceStandsStill,
+        mutants_of_runs.TestDropsTags,
+        mutants_of_stores.TestForgetsLineage,
+        mutants_of_stores.TestDeletesWhatIsInHand,
     ],
     ids=lambda mutant: mutant.__name__,
 )

@@ -9,11 +9,13 @@ from __future__ import annotations
 import pytest
 
 _CLAUSES = (
+    'building',
     'cancelling',
     'children',
     'comparing',
     'contract',
     'copies',
+    'corrupting',
     'crashing',
     'deleting',
     'faults',
@@ -22,7 +24,9 @@ _CLAUSES = (
     'kept',
     'listing',
     'machine',
+    'mapped',
     'owning',
+    'parts',
     'processes',
     'racing',
     'resuming',
@@ -36,6 +40,7 @@ pytest.register_assert_rewrite(*(f'{__name__}.{name}' for name in _CLAUSES))
 
 from .clock import LEASE, Clock  # noqa: E402
 from .contract import StoreContract  # noqa: E402
+from .corrupting import Corruptible  # noqa: E402
 from .crashing import Durable  # noqa: E402
 from .faults import FailsOnDemand  # noqa: E402
 from .kept import KeepsCopies, KeepsHistory, KeptInStore, PersistenceContract  # noqa: E402
@@ -47,6 +52,7 @@ from .stores import RawRun, StoreUnderTest  # noqa: E402
 __all__ = (
     'LEASE',
     'Clock',
+    'Corruptible',
     'Durable',
     'FailsOnDemand',
     'KeepsCopies',

@@ -19,7 +19,7 @@ from .graphs import Again, State, graph
 from .owning import begun
 from .stores import StoreClauses, StoreUnderTest, known
 
-__all__ = ('CancellingClauses',)
+__all__ = ('ByScope', 'ByTask', 'Canceller', 'CancellingClauses', 'cancelled_after')
 
 _STEPS = 3
 
@@ -71,6 +71,24 @@ class ByScope(Canceller):
     def cancel(self) -> None:
         """Cancel the scope."""
         self.scope.cancel()
+
+
+async def cancelled_after(turns: int, canceller: Canceller, func: Callable[[], Awaitable[object]]) -> None:
+    """Run `func`, and cancel it after so many turns of the event loop if it has not ended by then."""
+    finished = anyio.Event()
+
+    async def cancel() -> None:
+        for _ in range(turns):
+            if finished.is_set():
+                return
+            await anyio.lowlevel.checkpoint()
+        if not finished.is_set():
+            canceller.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(cancel)
+        await canceller.run(func)
+        finished.set()
 
 
 def _cancellers(loop: str) -> list[type[Canceller]]:
@@ -154,20 +172,7 @@ class CancellingClauses(StoreClauses):
                 canceller = canceller_type()
                 persistence = known(place.store.run(run_id))
                 func = partial(run_or_resume, graph, Again(_STEPS), state=State(), persistence=persistence)
-                finished = anyio.Event()
-
-                async def cancel(canceller: Canceller, turns: int, finished: anyio.Event) -> None:
-                    for _ in range(turns):
-                        if finished.is_set():
-                            return
-                        await anyio.lowlevel.checkpoint()
-                    if not finished.is_set():
-                        canceller.cancel()
-
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(cancel, canceller, turns, finished)
-                    await canceller.run(func)
-                    finished.set()
+                await cancelled_after(turns, canceller, func)
                 await _goes_on(place, run_id)
                 if not canceller.caught:
                     break

@@ -15,7 +15,7 @@ LEASE = 3600.0
 class Clock:
     """A clock that stands still until it is moved forward; what stores under test are given."""
 
-    now: datetime = field(default_factory=lambda: datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    now: datetime = field(default_factory=lambda: datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC))
     """The time it shows (UTC)."""
 
     def __call__(self) -> datetime:

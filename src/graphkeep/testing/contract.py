@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .building import BuildingClauses
 from .cancelling import CancellingClauses
 from .copies import CopyingClauses
 from .deleting import DeletingClauses
@@ -13,6 +14,7 @@ from .kept import KeptInStore
 from .listing import ListingClauses
 from .machine import ModelClauses
 from .owning import OwningClauses
+from .parts import PartClauses
 from .racing import RacingClauses
 from .runs import RunUnderTest
 from .stores import StoreUnderTest
@@ -23,6 +25,7 @@ __all__ = ('StoreContract',)
 class StoreContract(
     KeptInStore,
     OwningClauses,
+    PartClauses,
     ListingClauses,
     GoingOnClauses,
     CopyingClauses,
@@ -30,6 +33,7 @@ class StoreContract(
     RacingClauses,
     FaultClauses,
     CancellingClauses,
+    BuildingClauses,
     ModelClauses,
 ):
     """What holds for every store. Abstract: without its two methods no subclass can be collected.
@@ -43,7 +47,7 @@ class StoreContract(
             return RawRun([RawSnapshot(...) for ... in ...], owner)
     ```
 
-    What not every store can do is mixed in: `Durable`, `ManyProcesses`, `FailsOnDemand`.
+    What not every store can do is mixed in: `Durable`, `ManyProcesses`, `FailsOnDemand`, `Corruptible`.
     """
 
     def make_run(self, directory: Path) -> RunUnderTest:

@@ -129,6 +129,7 @@ class CopyingClauses(StoreClauses):
         await run_or_resume(graph, persistence=place.run('fork'))
         for run_id in ('run', 'fork'):
             text = await place.store.export(run_id)
+            place.clock.forward(5)
             await place.another().import_run(text, run_id=f'{run_id} 2')
             assert place.raw(f'{run_id} 2') == place.raw(run_id)
             assert await place.store.history(f'{run_id} 2') == await place.store.history(run_id)

@@ -6,14 +6,15 @@ from datetime import timedelta
 
 import pytest
 
-from ..errors import RunOwnedError, UnknownRunError
+from ..commit import Commit, Writer
+from ..errors import OwnershipLostError, RunOwnedError, UnknownRunError
 from ..resume import run_or_resume
 from .clock import LEASE
 from .copies import finished
 from .graphs import Again, Ask, State, graph
 from .listing import one_of_each
 from .owning import begun
-from .stores import StoreClauses, StoreUnderTest
+from .stores import StoreClauses, StoreUnderTest, commit_below, delete_below, ownership_of
 
 __all__ = ('DeletingClauses',)
 
@@ -50,6 +51,21 @@ class DeletingClauses(StoreClauses):
             assert await place.store.delete(run_id)
         assert await place.store.runs() == []
 
+    async def test_delete_what_has_ended(self, place: StoreUnderTest):
+        """A run is pruned if it has ended by then, before the moment; not one that has its id meanwhile."""
+        await one_of_each(place)
+        before = {info.id: place.raw(info.id) for info in await place.store.runs()}
+        ended = (await place.info('success')).updated
+        assert ended is not None
+        place.clock.forward(LEASE)
+        for run_id in before:
+            moment = ended if run_id == 'success' else place.clock.now
+            assert not await delete_below(place.store, run_id, moment), f'{run_id!r} had not ended by then'
+        assert not await delete_below(place.store, 'unknown', place.clock.now)
+        assert {info.id: place.raw(info.id) for info in await place.store.runs()} == before
+        assert await delete_below(place.store, 'success', ended + timedelta(microseconds=1))
+        assert place.raw('success') == ([], None)
+
     async def test_prune(self, place: StoreUnderTest):
         """Runs that ended before a moment are pruned, and neither younger nor unfinished ones."""
         await one_of_each(place)
@@ -74,14 +90,15 @@ class DeletingClauses(StoreClauses):
         assert {info.id for info in await place.store.runs()} == {'a', 'd'}
 
     async def test_prune_many(self, place: StoreUnderTest):
-        """More runs than a page of the list has are pruned all the same."""
+        """However many runs there are, all are listed if so many are asked for, and pruned."""
         await finished(place)
         text = await place.store.export('run')
-        for number in range(120):
+        for number in range(250):
             await place.store.import_run(text, run_id=f'{number}')
         await begun(place, 'unfinished')
         place.clock.forward(10)
-        assert await place.store.prune(older_than=timedelta(seconds=5)) == (121, 0)
+        assert len(await place.store.runs(limit=1000)) == 252
+        assert await place.store.prune(older_than=timedelta(seconds=5)) == (251, 0)
         assert [info.id for info in await place.store.runs()] == ['unfinished']
 
     async def test_trim(self, place: StoreUnderTest):
@@ -117,6 +134,24 @@ class DeletingClauses(StoreClauses):
         assert place.raw() == (before.snapshots[1:], before.owner)
         result = await run_or_resume(graph, persistence=claimed)
         assert (result.output, len(result.state.items)) == (4, 4)
+
+    async def test_trim_leaves_the_fence(self, place: StoreUnderTest):
+        """Pruning leaves a run its fence, so that no number under which it was taken ever counts again."""
+        mine = place.run()
+        async with graph.iter(Again(5), state=State(), persistence=mine) as run:
+            for _ in range(3):
+                await run.next()
+        before = await ownership_of(mine)
+        place.clock.forward(10)
+        assert await place.store.prune(older_than=timedelta(0), only_finished=False) == (0, 2)
+        assert await ownership_of(place.another().run('run')) == before
+        other = place.run()
+        await other.load_next()
+        assert (await ownership_of(other)).fence == before.fence + 1
+        for fence in range(before.fence + 1):
+            with pytest.raises(OwnershipLostError):
+                await commit_below(mine, Commit(writer=Writer(fence, give_up=True)))
+        await other.release()
 
     async def test_trim_between_steps(self, place: StoreUnderTest):
         """A run goes on though everything that it has gone past is pruned after each of its steps."""

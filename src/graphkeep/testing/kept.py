@@ -13,7 +13,7 @@ from ..graph import Graph
 from ..resume import run_or_resume
 from ..snapshots import EndSnapshot, NodeSnapshot
 from ..status import FAIL, START, SUCCEED, Transition
-from .graphs import Again, Answer, Ask, Half, State, Wider, graph, half, unstorable
+from .graphs import Again, Answer, Ask, Half, Other, State, Wider, graph, half, unstorable
 from .resuming import ResumingClauses
 from .runs import RunUnderTest, in_20_tasks, observed, opened, with_status
 from .statuses import StatusClauses
@@ -172,6 +172,23 @@ class KeptInStore(KeepsHistory, KeepsCopies):
                 await ask()
         assert [record.node_id for record in await persistence.load_history()] == ['Ask']
         assert run.statuses() == ['created']
+
+    async def test_big_snapshots(self, run: RunUnderTest):
+        """State and node are kept whole, however big they are."""
+        big, longer = 'ä"😀 ' * 250_000, Graph(nodes=(Ask, Answer, Again, Other))
+        await graph.initialize(Ask(1), run.open(), state=State([big]))
+        result = await run_or_resume(graph, persistence=run.open())
+        persistence = run.open()
+        persistence.set_graph_types(longer)
+        await persistence.snapshot_node(State([big]), Other(big))
+        again = run.open()
+        again.set_graph_types(longer)
+        *_, last = loaded = await again.load_all()
+        assert isinstance(last, NodeSnapshot)
+        assert isinstance(last.node, Other)
+        texts = [result.state.items[0], last.node.text, *(snapshot.state.items[0] for snapshot in loaded)]
+        # not the texts themselves: to show where they differ would take very long
+        assert [text == big for text in texts] == [True] * 6, 'each text should be as it was given'
 
     async def test_refused_next(self, run: RunUnderTest):
         """What cannot be stored fails the step that made it, and after a retry that step runs again."""

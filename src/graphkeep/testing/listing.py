@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from ..errors import InvalidRunIdError, UnknownRunError
 from ..resume import run_or_resume
 from ..snapshots import now_utc
+from .clock import LEASE
 from .graphs import Again, Ask, State, graph
 from .owning import begun, start_for_good
 from .runs import fail
@@ -71,7 +74,7 @@ class ListingClauses(StoreClauses):
         assert [info.id for info in await store.runs(limit=1, after='a!')] == ['a%20b']
 
     async def test_what_is_told_of_a_run(self, place: StoreUnderTest):
-        """A run is listed with status, steps, times, owner, error, graph and tags, and whether it waits."""
+        """A run is listed with status, steps, times, owner, lease, error, graph and tags, and if it waits."""
         begin = place.clock.now
         await one_of_each(place)
         infos = {info.id: info for info in await place.store.runs()}
@@ -79,6 +82,8 @@ class ListingClauses(StoreClauses):
         assert [info.steps for info in infos.values()] == [1, 1, 1, 1, 3]
         assert {info.id for info in infos.values() if info.resumable} == {'created'}
         assert {info.id for info in infos.values() if info.owner} == {'pending', 'running'}
+        leases = {i.id: i.expires - i.created for i in infos.values() if i.expires and i.created}
+        assert leases == dict.fromkeys(('pending', 'running'), timedelta(seconds=LEASE))
         assert {info.graph for info in infos.values()} == {graph.name}
         seconds = [(info.created - begin).total_seconds() for info in infos.values() if info.created]
         assert seconds == [0, 1, 2, 3, 4]

@@ -53,7 +53,7 @@ class RawSnapshot(NamedTuple):
     id: str
     """The snapshot's id."""
     kind: str
-    """`'node'` or `'end'`."""
+    """`'node'` or `'end'`; or what part of a run of a builder graph it is, see `commit.Kind`."""
     status: str
     """Its status; `'success'` for an end."""
 

@@ -10,10 +10,10 @@ import anyio
 import pytest
 from pydantic_graph import End
 
-from ..commit import Commit, StatusChange
+from ..commit import Commit, StatusChange, StepError
 from ..errors import GraphNodeRunningError, GraphNodeStatusError, SnapshotStatusError, UnknownSnapshotError
 from ..snapshots import NodeSnapshot
-from ..status import CLAIM, RECOVER, RETRY, START, TRANSITIONS, SnapshotStatus, Transition
+from ..status import CLAIM, FAIL, RECOVER, RETRY, START, SUCCEED, TRANSITIONS, SnapshotStatus, Transition
 from ..step import current_step
 from .graphs import Answer, State
 from .runs import PAIRS, STATUSES, RunClauses, RunUnderTest, fail, opened, with_status
@@ -135,6 +135,26 @@ class StatusClauses(RunClauses):
         (snapshot,) = await persistence.load_all()
         assert isinstance(snapshot, NodeSnapshot)
         assert (snapshot.start_ts, snapshot.duration) == (record.start_ts, record.duration)
+
+    async def test_times_are_exact(self, run: RunUnderTest):
+        """When each attempt at a node began is kept to the microsecond, and how long it took exactly."""
+        persistence, snapshot_id = await with_status(run, 'created')
+        first = run.now().replace(microsecond=123_457)
+        second = first.replace(microsecond=999_999)
+        for change in (
+            StatusChange(snapshot_id, START, first),
+            StatusChange(snapshot_id, FAIL, duration=0.1234567, error=StepError.of(ValueError('bad luck'))),
+            StatusChange(snapshot_id, RETRY),
+            StatusChange(snapshot_id, START, second),
+            StatusChange(snapshot_id, SUCCEED, duration=2e-6),
+        ):
+            await run.commit(Commit(changes=[change]))
+        (record,) = await persistence.load_history()
+        assert (record.start_ts, record.duration) == (second, 2e-6)
+        assert [(a.outcome, a.start_ts, a.duration) for a in record.attempts] == [
+            ('error', first, 0.1234567),
+            ('success', second, 2e-6),
+        ]
 
     async def test_error_is_kept(self, run: RunUnderTest):
         """What a node raised is passed on, and kept: type, message and traceback."""

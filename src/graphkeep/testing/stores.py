@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -13,7 +14,7 @@ import anyio.to_thread
 import pytest
 
 from ..backend import LockBusy, RunBackend
-from ..commit import Commit, Ownership, Receipt
+from ..commit import Commit, Ownership, Receipt, Row, Tail
 from ..owner import Owner
 from ..runinfo import RunInfo
 from ..store import Store
@@ -28,9 +29,12 @@ __all__ = (
     'StoreUnderTest',
     'backend_of',
     'commit_below',
+    'delete_below',
     'known',
     'owner_of',
     'ownership_of',
+    'rows_of',
+    'tail_of',
 )
 
 
@@ -161,9 +165,24 @@ async def commit_below(persistence: StoredStatePersistence[Any, Any], commit: Co
     raise AssertionError(f'the storage of run {persistence.run_id!r} should not be locked for so long')
 
 
+async def delete_below(store: Store, run_id: str, ended_before: datetime) -> bool:
+    """Delete a run on the condition under which one is pruned; return whether it was."""
+    return await cast('Any', store)._change(partial(store._delete, run_id, ended_before))
+
+
+async def tail_of(persistence: StoredStatePersistence[Any, Any]) -> Tail:
+    """Return the end of the run, as the storage tells."""
+    return await cast('Any', persistence)._tail()
+
+
+async def rows_of(persistence: StoredStatePersistence[Any, Any]) -> Sequence[Row]:
+    """Return every row of the run, as the storage tells."""
+    return await cast('Any', persistence)._rows()
+
+
 async def ownership_of(persistence: StoredStatePersistence[Any, Any]) -> Ownership:
     """Return who has the run, as the storage tells."""
-    return (await cast('Any', persistence)._tail()).ownership
+    return (await tail_of(persistence)).ownership
 
 
 def owner_of(persistence: StoredStatePersistence[Any, Any]) -> Owner:
