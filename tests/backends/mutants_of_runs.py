@@ -99,6 +99,20 @@ class TestForgetsToGiveUp(Mutant):
     rejected_by = 'test_raw_owner'
 
 
+class Unmoved(_MemoryRun):
+    def commit(self, commit: Commit) -> Receipt:
+        receipt = super().commit(commit)
+        self.log.ownership = self.log.ownership._replace(since=None)
+        return receipt
+
+
+class TestForgetsWhoWasTried(Mutant):
+    """A run that is given back is not remembered to have been handed out."""
+
+    run_type = Unmoved
+    rejected_by = 'test_claim_passes_over'
+
+
 class ForAll(_MemoryRun):
     def tail(self) -> Tail:
         rows, open_, ownership, last = super().tail()

@@ -149,6 +149,21 @@ class GoingOnClauses(StoreClauses):
             if persistence is not None:
                 await persistence.release()
 
+    async def test_claim_passes_over(self, place: StoreUnderTest):
+        """However many runs are given back each time, the others are handed out before long."""
+        for number in range(20):
+            await begun(place, f'given back {number}')
+        place.clock.forward(1)
+        await begun(place, 'wanted')
+        for _ in range(200):
+            place.clock.forward(1)
+            claimed = await place.another().claim()
+            assert claimed is not None
+            await claimed.release()
+            if claimed.run_id == 'wanted':
+                return
+        pytest.fail('200 claims were handed nothing but runs that had been given back before')
+
     async def test_failed_in_between(self, place: StoreUnderTest):
         """A claimed run that fails is free, and not handed out again before somebody asks for a retry."""
         _, snapshot_id = await begun(place)
