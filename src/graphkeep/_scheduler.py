@@ -142,6 +142,8 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
             self._task_run.recovered()
         try:
             event: Any = await super().__anext__()
+            if not isinstance(event, EndMarker):
+                await cast(_Iterator, self._iterator_instance).see(event)
         except StopAsyncIteration as exc:
             if self._is_told(exc):
                 raise RuntimeError('a step raised StopAsyncIteration') from exc  # this is not the end
@@ -150,8 +152,6 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
             if not self._is_told(exc):
                 self._task_run.fault(exc)
             raise
-        if not isinstance(event, EndMarker):
-            await cast(_Iterator, self._iterator_instance).see(event)
         return cast(Any, event)
 
     def _is_told(self, exc: Exception) -> bool:
@@ -193,6 +193,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         self._sent: dict[str, list[str]] = {}  # what a result on its way leads to, by the task it is of
         self._plain: dict[str, bool] = {}  # whether the reducer of a join is one
         self._idle: TaskID | None = None  # the task that does nothing
+        self._ends: dict[str, str] = {}  # of tasks that have come to the end: the task that stands for it
         self._items: dict[str, Any] = {}  # of nodes that have returned an item of a join: the join
         receiver: Any = Results(self.iter_stream_receiver, self._receive)
         self.iter_stream_receiver = receiver
@@ -220,9 +221,10 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
 
     def _create_unknown(self, tasks: Sequence[GraphTask]) -> None:
         """Have tasks recorded that come from no other one: those behind a join, or the caller's own."""
-        self._close_joins()
+        closed = self._close_joins()
         if new := self._unknown(tasks):
-            self._create(new, by=self._source.node_id if self._source is not None else StartNode.id)
+            source = self._source.node_id if self._source is not None else StartNode.id
+            self._create(new, by=closed or source)
         self._task_run.tracker.settle()  # what a transform behind a join has changed belongs to no task
 
     def _unknown(self, tasks: Sequence[GraphTask]) -> list[GraphTask]:
@@ -239,6 +241,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             key: Any = join.join_id, join.fork_run
             self.active_reducers[key] = JoinState(current, join.stack, join.stopped)
             self._begun.add(key)
+            self._task_run.stored_join(join.row_id, *key)
         if resumed.tasks:
             return resumed.tasks
         # joins alone are closed when a task has ended; so let there be one
@@ -280,16 +283,24 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             # older hosts let this out if the run is left just when a task has ended
 
     async def _finish_task(self, task_id: TaskID) -> None:
+        runs = task_id in self.cancel_scopes
         await super()._finish_task(task_id)
         task_run = self._task_run
         task_run.due.discard(task_id)
-        for child in self._sent.pop(task_id, ()):
-            task_run.cancel(child)  # its result is lost
+        for child in self._sent.pop(task_id, ()):  # its result is lost
+            if (origin := self._origins.pop(child, None)) is not None:
+                task_run.dropped(origin)
+            else:
+                task_run.cancel(child)
+        if (end := self._ends.pop(task_id, None)) is not None and not task_run.finished:
+            task_run.cancel(end)  # whoever drives the run goes on from it
         if (item := self._returned.pop(task_id, None)) is not None:
             self._take_item(task_id, item)
         elif (origin := self._origins.pop(task_id, None)) is not None:
-            if origin.task_id not in {flight.task_id for flight in self._origins.values()}:
+            if runs:
                 task_run.cancel(origin.task_id)
+            else:
+                task_run.dropped(origin)
         elif self._source is None or self._source.task_id != task_id:
             task_run.cancel(task_id)
         self._close_joins()
@@ -301,10 +312,13 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         """
         if result.source.task_id not in self.active_tasks:
             return False
+        self._source = source = result.source
         if (error := getattr(result, 'error', None)) is not None:
-            self._task_run.raised(result.source.task_id, error)
-        self._source = result.source
-        self._sent.pop(result.source.task_id, None)
+            origin = self._origins.get(source.task_id)
+            self._task_run.raised(origin.task_id if origin else source.task_id, error)
+        elif isinstance(result.result, EndMarker):
+            self._task_run.ending = self._ends.get(source.task_id)
+        self._sent.pop(source.task_id, None)
         self._task_run.tracker.check()
         return True
 
@@ -321,14 +335,14 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             return self._streaming(task, flight, result)
         if isinstance(node, EndNode):
             task_run.stays(flight)  # until the end itself is recorded
-            task_run.ending = task.task_id
+            self._ends[task.task_id] = task.task_id
             return result
         if isinstance(result, EndMarker):
             output = cast('EndMarker[Any]', result).value
             end = GraphTask(EndNode.id, output, task.fork_stack, self.get_next_task_id())
             self._create([end], by=by)
             self._sent[task.task_id] = [end.task_id]
-            task_run.ending = end.task_id
+            self._ends[task.task_id] = end.task_id
         elif isinstance(result, JoinItem):
             item = GraphTask(result.join_id, result.inputs, result.fork_stack, self.get_next_task_id())
             self._create([item], by=by)
@@ -336,8 +350,8 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             self._items[task.task_id] = item.node_id
         else:
             tasks = cast('Sequence[GraphTask]', result)
-            if streams := [one for one in tasks if _is_stream(one.inputs)]:
-                self._carry(task, flight, tasks, streams)
+            if any(_is_stream(one.inputs) for one in tasks):
+                self._carry(task, flight, tasks)
                 return result
             self._create(tasks, by=by)
             self._sent[task.task_id] = [one.task_id for one in tasks]
@@ -347,24 +361,22 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         await task_run.settle()
         return cast(Any, result)
 
-    def _carry(
-        self, task: GraphTask, flight: TaskFlight, tasks: Sequence[GraphTask], streams: Sequence[GraphTask]
-    ) -> None:
+    def _carry(self, task: GraphTask, flight: TaskFlight, tasks: Sequence[GraphTask]) -> None:
         """Let a stream go on; until it has ended, so has not the task that it comes from."""
-        for one in tasks:
-            node = self.graph.nodes[one.node_id]
-            if len(streams) != len(tasks) or not isinstance(node, Fork | Decision):
-                raise UnfaithfulSnapshotError(
-                    self._task_run.run_id,
-                    task.node_id,
-                    'its result',
-                    f'is an iterator, which goes to {one.node_id!r}: only a map can take it, by itself; '
-                    'return a list, or map over the iterator',
-                )
+        (one, *others) = tasks
+        if others or not isinstance(self.graph.nodes[one.node_id], Fork | Decision):
+            leads = ' and '.join(repr(one.node_id) for one in tasks)
+            raise UnfaithfulSnapshotError(
+                self._task_run.run_id,
+                task.node_id,
+                'its result',
+                f'is an iterator, which goes to {leads}: only one map can take it, and nothing else; '
+                'return a list, or map over the iterator',
+            )
         flight.dirty = flight.dirty or flight.changed  # it has not ended
-        for one in tasks:
-            self._origins[one.task_id] = flight
         self._origins.pop(task.task_id, None)
+        self._origins[one.task_id] = flight
+        self._sent[task.task_id] = [one.task_id]
 
     async def _stream(
         self, task: GraphTask, flight: TaskFlight, iterable: AsyncIterable[Any]
@@ -403,7 +415,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         """A task has raised, or the run has gone on without it, and what it has come to does not count."""
         if exc is not None and task.task_id in self.active_tasks:
             self._task_run.stopped(flight, exc)
-        elif flight not in self._origins.values():  # no other task carries its stream
+        else:
             self._task_run.dropped(flight)
 
     def _streaming(self, task: GraphTask, flight: TaskFlight, result: Any) -> Any:
@@ -464,15 +476,19 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
         run = next(item.node_run_id for item in reversed(source.fork_stack) if item.fork_id == parent)
         return join_id, (join_id, run)
 
-    def _close_joins(self) -> None:
-        """Record the end of the joins that have closed since, and of what they hold."""
+    def _close_joins(self) -> str | None:
+        """Record the end of the joins that have closed since, and of what they hold; return one of them."""
+        closed: str | None = None
         active = cast('dict[tuple[str, str], Any]', self.active_reducers)
         for key in [key for key in self._reduced if key not in active]:
+            closed = key[0]
             for item in self._reduced.pop(key):
                 self._task_run.close(item)
         for key in [key for key in self._begun if key not in active]:
+            closed = key[0]
             self._begun.discard(key)
             self._task_run.close_join(*key)
+        return closed
 
 
 def _is_stream(value: Any) -> bool:

@@ -11,6 +11,8 @@ __all__ = ('Begun', 'Ids', 'Results', 'Resumed')
 class Begun(NamedTuple):
     """A join that has begun."""
 
+    row_id: str
+    """The id under which it is stored."""
     join_id: str
     fork_run: str
     stack: tuple[Any, ...]

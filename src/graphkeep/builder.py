@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from types import FrameType, NoneType
 from typing import Any, Final, Generic, Literal, cast
@@ -453,7 +453,9 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
                 with how many of its tasks there were, by their status.
         """
         text = self.graph.render(title=title, direction=direction)
-        return text if run is None else _with_statuses(text, run)
+        return (
+            text if run is None else _with_statuses(text, run, {str(node_id) for node_id in self.graph.nodes})
+        )
 
     def _infer_name(self, frame: FrameType | None) -> None:
         naming.infer_name(self.graph, frame, self)
@@ -463,7 +465,7 @@ def _caller(frame: FrameType | None) -> FrameType | None:
     return frame and frame.f_back
 
 
-def _with_statuses(text: str, run: Sequence[StepRecord]) -> str:
+def _with_statuses(text: str, run: Sequence[StepRecord], nodes: Container[str]) -> str:
     """Return the diagram with a note beside each node that has tasks."""
     counts: dict[str, Counter[str]] = {}
     text = text.rstrip('\n')
@@ -471,8 +473,8 @@ def _with_statuses(text: str, run: Sequence[StepRecord]) -> str:
         if record.kind == 'task':
             counts.setdefault(record.node_id, Counter())[record.status] += 1
     for node_id, statuses in counts.items():
-        if node_id in (START_NODE, EndNode.id):
-            continue  # they are drawn as `[*]`, which has no note
+        if node_id in (START_NODE, EndNode.id) or node_id not in nodes:
+            continue  # they are drawn as `[*]`, which has no note, or not at all
         told = ', '.join(f'{count} {status}' for status, count in sorted(statuses.items()))
         if (noted := text.find(f'\n  note right of {node_id}\n')) >= 0:  # a node has one note only
             end = text.index('\n  end note', noted)

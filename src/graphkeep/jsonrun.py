@@ -139,7 +139,7 @@ def dump_run(rows: Iterable[Row], about: About | None = None, *, indent: int | N
 
 def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:
     extras: dict[str, Any] = {}
-    if record.attempt > 1:
+    if record.attempt != int(record.start_ts is not None):  # what is read without it
         extras['attempt'] = record.attempt
     if record.attempts and not is_plain(record):
         extras['attempts'] = [_attempt_to_json(attempt) for attempt in record.attempts]
@@ -343,7 +343,7 @@ def _read_about(values: Mapping[str, Any], about: list[About], place: str) -> in
 def _read(values: Mapping[str, Any], seq: int, place: str) -> tuple[StepRecord, Ownership]:
     """Return what the members of a snapshot say of it."""
     kind, snapshot_id = values.get('kind'), values.get('id')
-    if kind not in _KINDS or not isinstance(snapshot_id, str):
+    if not isinstance(kind, str) or kind not in _KINDS or not isinstance(snapshot_id, str):
         raise CorruptSnapshotError(place, f'is not a snapshot: it has no valid `kind` and `id`. {_ADVICE}')
     content = 'result' if kind == 'end' else 'node'
     stateless = kind not in ('node', 'end')

@@ -69,14 +69,14 @@ class Reader:
             CorruptSnapshotError: if something of it cannot be read, or is not of this graph.
         """
         record, parts = row.record, Parts.of(rows)
-        if record.node_id == START_NODE:
-            state = self.codec.decode_state(record, row.body, place=place)
-            first = START_NODE, self._value(record, _inputs(row, place), place)
-        else:  # a run of `BaseNode`s, which goes on here
-            snapshot = cast('NodeSnapshot[Any, Any]', self.codec.decode(record, row.body, place=place))
-            state, first = snapshot.state, (record.node_id, snapshot.node)
-        if parts.image is not None:
-            state = self.codec.decode_state(parts.image.record, parts.image.body, place=place)
+        image = parts.image or row
+        state = self.codec.decode_state(image.record, image.body, place=place)
+        try:
+            first = self._first(row, place)
+        except CorruptSnapshotError:
+            if parts.newest is None:
+                raise
+            first = START_NODE, None  # the run has gone past it
         recoveries = self._recoveries(record, parts)
         recovered = {change.snapshot_id for change in recoveries}
         return Opening(
@@ -91,6 +91,16 @@ class Reader:
                 for part in parts.open
             ],
         )
+
+    def _first(self, row: Row, place: str) -> tuple[str, Any]:
+        """Return what the run began with: the first node, and what that was given."""
+        record = row.record
+        if record.node_id == START_NODE:
+            return START_NODE, self._value(record, _inputs(row, place), place)
+        # a run of `BaseNode`s, which goes on here
+        record = record._replace(node_id=self.renamed.get(record.node_id, record.node_id))
+        snapshot = cast('NodeSnapshot[Any, Any]', self.codec.decode(record, row.body, place=place))
+        return record.node_id, snapshot.node
 
     def _recoveries(self, record: StepRecord, parts: Parts) -> list[StatusChange]:
         """Return what becomes of the steps that were in flight when whoever had the run was gone."""
@@ -127,7 +137,9 @@ class Reader:
         join = read_join(row, self.renamed, place=place)
         self._check(join.record, join.stack, place)
         value = None if join.value is None else (self._value(row.record, join.value[0], place),)
-        return Begun(join.record.node_id, join.fork_run, stack_of(join.stack), value, join.stopped)
+        return Begun(
+            row.record.id, join.record.node_id, join.fork_run, stack_of(join.stack), value, join.stopped
+        )
 
     def _check(self, record: StepRecord, stack: Iterable[Branch], place: str) -> None:
         nodes = cast('dict[str, Any]', self.graph.nodes)

@@ -87,6 +87,7 @@ class TaskRun:
         self._values = values
         self._verify = persistence.verify
         self._stored: dict[str, int] = {record.id: record.attempt for record in stored}
+        self._joins: dict[tuple[str, str], str] = {}  # the ids of joins that were stored before
         self._flights: dict[str, TaskFlight] = {}
         self._failed: dict[str, tuple[TaskFlight, BaseException]] = {}
         self._told: set[str] = set()  # failed, and whoever drives the run was told so
@@ -124,14 +125,21 @@ class TaskRun:
     ) -> None:
         """Have it recorded that a join has begun, and what it has come to if reducing again cannot tell."""
         text = None if value is None else self._written(value[0], 'what it has come to', join_id)
-        key = _join_key(join_id, fork_run)
+        key = self._join_key(join_id, fork_run)
         self._pending.rows[key] = Row(
             StepRecord(key, join_id, 'join'), join_body(join_id, fork_run, stack, text, stopped)
         )
 
     def close_join(self, join_id: str, fork_run: str) -> None:
         """Have it recorded that a join has closed."""
-        self._end(_join_key(join_id, fork_run), SUCCEED, None, None)
+        self._end(self._join_key(join_id, fork_run), SUCCEED, None, None)
+
+    def stored_join(self, row_id: str, join_id: str, fork_run: str) -> None:
+        """Know under which id a join is stored: it may have had another name."""
+        self._joins[join_id, fork_run] = row_id
+
+    def _join_key(self, join_id: str, fork_run: str) -> str:
+        return self._joins.get((join_id, fork_run)) or f'{join_id}:{fork_run}'
 
     def knows(self, task_id: str) -> bool:
         """Whether a task is recorded, or to be, and has not ended."""
@@ -230,6 +238,8 @@ class TaskRun:
         """A task has raised, or was interrupted together with the run."""
         if isinstance(exc, Exception):
             self._fail(flight, exc)
+        else:
+            flight.at_rest = True
 
     def raised(self, task_id: str, exc: BaseException) -> None:
         """Whoever drives the run is about to learn what a task has raised, which may be no `Exception`."""
@@ -316,18 +326,21 @@ class TaskRun:
     async def _commit(self, batch: _Batch) -> None:
         self._pending = _Batch()
         batch.over = True
+        new = {task_id: row.record.attempt for task_id, row in batch.rows.items() if _is_open(row)}
+        new = {task_id: attempt for task_id, attempt in new.items() if task_id not in self._stored}
         try:
             image = self.tracker.image_to_store()
             commit = Commit(batch.changes, self._rows(batch, image), must_land=True)
             # now, for what becomes of these tasks while this is written is for the commit after it
-            self._stored.update(
-                (row.record.id, row.record.attempt) for row in batch.rows.values() if _is_open(row)
-            )
+            self._stored |= new
             self._writing = batch
             receipt = await self.persistence._commit(commit)
         except GraphkeepError as exc:
             batch.error = self._broken = exc
             self._stored |= batch.ended  # they have not
+            for task_id in new:  # there are none such
+                self._stored.pop(task_id, None)
+                self._pending.ended.pop(task_id, None)
             raise
         finally:
             self._writing = None
@@ -418,11 +431,11 @@ class TaskRun:
             return
         self.finished = True
         batch, self._pending = self._pending, _Batch()
-        self._pending.changes += _taken_back(batch.changes)
+        self._pending.changes += _taken_back(batch)
         reason = f'interrupted by {type(exc).__name__}' if exc is not None else 'the run was left'
         failed: StepError | None = None
         for error in (self._broken, self._fault):
-            if _is_failure(error):
+            if self._is_failure(error):
                 failed = StepError.of(error)
         for task_id, flight in self._flights.items():
             if task_id in self._stored:
@@ -431,7 +444,7 @@ class TaskRun:
                     StatusChange(task_id, RELEASE, None, flight.duration, reason=reason),
                 ]
         for task_id, (flight, error) in self._failed.items():
-            if not _is_failure(error):
+            if not self._is_failure(error):
                 continue
             failed = StepError.of(error)
             if task_id in self._stored:
@@ -451,26 +464,23 @@ class TaskRun:
                 raise
             exc.add_note(f'That the run was left could not be recorded: {other}')
 
+    def _is_failure(self, error: BaseException | None) -> TypeGuard[Exception]:
+        """Whether it is the graph that failed, and neither an interruption nor the storage of this run."""
+        if isinstance(error, UnfaithfulSnapshotError):
+            return True
+        if isinstance(error, OwnershipLostError) and error.run_id == self.run_id:
+            return False
+        return isinstance(error, Exception) and error is not self._broken
 
-def _taken_back(changes: Sequence[StatusChange]) -> Iterator[StatusChange]:
+
+def _taken_back(batch: _Batch) -> Iterator[StatusChange]:
     """Return that tasks were run, instead of what became of them: that was not committed."""
-    for begun, ended in pairwise(changes):
-        if begun.transition is START and begun.at is not None:
+    for begun, ended in pairwise(batch.changes):
+        if begun.snapshot_id in batch.ended and begun.transition is START and begun.at is not None:
             yield begun
             yield StatusChange(
                 ended.snapshot_id, RELEASE, None, ended.duration, reason='its commit had to wait'
             )
-
-
-def _is_failure(error: BaseException | None) -> TypeGuard[Exception]:
-    """Whether it is the graph that failed, and neither an interruption nor the storage."""
-    if isinstance(error, GraphkeepError):
-        return isinstance(error, UnfaithfulSnapshotError)
-    return isinstance(error, Exception)
-
-
-def _join_key(join_id: str, fork_run: str) -> str:
-    return f'{join_id}:{fork_run}'
 
 
 def _is_open(row: Row) -> bool:
