@@ -139,7 +139,7 @@ def dump_run(rows: Iterable[Row], about: About | None = None, *, indent: int | N
 
 def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:
     extras: dict[str, Any] = {}
-    if record.attempt != int(record.start_ts is not None):  # what is read without it
+    if record.kind != 'end' and record.attempt != int(record.start_ts is not None):  # what is read without it
         extras['attempt'] = record.attempt
     if record.attempts and not is_plain(record):
         extras['attempts'] = [_attempt_to_json(attempt) for attempt in record.attempts]

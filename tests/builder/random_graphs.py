@@ -139,7 +139,12 @@ def steps(block: Block) -> int:
 
 
 def descriptions(
-    *, depth: int = 2, most_steps: float = inf, empty_maps: bool = True, nested_forks: bool = True
+    *,
+    depth: int = 2,
+    most_steps: float = inf,
+    empty_maps: bool = True,
+    nested_forks: bool = True,
+    streams: bool = True,
 ) -> st.SearchStrategy[Block]:
     """Return the strategy for descriptions of graphs; the simplest is a map over nothing, or one item.
 
@@ -149,6 +154,8 @@ def descriptions(
         empty_maps: Whether there may be maps over nothing.
         nested_forks: Whether there may be forks within forks. Hosts before 2.50 close some of their joins too
             early.
+        streams: Whether there may be maps over streams. Early hosts close some of their joins too early,
+            as soon as no item is under way.
     """
     scripts = st.text(SCRIPT, max_size=5)
     joins = st.sampled_from(JOINS)
@@ -156,7 +163,14 @@ def descriptions(
 
     def extend(blocks: st.SearchStrategy[Block]) -> st.SearchStrategy[Block]:
         return st.one_of(
-            st.builds(Map, st.integers(smallest, 3), blocks, joins, st.booleans(), scripts),
+            st.builds(
+                Map,
+                st.integers(smallest, 3),
+                blocks,
+                joins,
+                st.booleans() if streams else st.just(False),
+                scripts,
+            ),
             st.builds(Every, st.lists(blocks, min_size=2, max_size=3).map(tuple), joins),
             st.builds(Then, blocks, blocks),
             st.builds(Choose, blocks, blocks),

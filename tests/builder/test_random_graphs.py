@@ -19,7 +19,7 @@ from tests.counts import FULL, count
 
 HOST = tuple(map(int, version('pydantic-graph').split('.')[:2]))
 # what a host itself does not run right does not show anything: see `descriptions`
-KINDS = {'empty_maps': HOST >= (2, 2), 'nested_forks': HOST >= (2, 50)}
+KINDS = {'empty_maps': HOST >= (2, 2), 'nested_forks': HOST >= (2, 50), 'streams': HOST >= (2, 50)}
 CHECKS = (HealthCheck.too_slow, HealthCheck.filter_too_much)
 
 pytestmark = [pytest.mark.both_backends, UNCLOSED]
