@@ -303,6 +303,8 @@ GARBAGE: dict[str, Any] = {
     'numbers in the array': '[1, 2]',
     'no kind': GOOD.replace('"kind"', '"sort"'),
     'another kind': GOOD.replace('"node",', '"edge",'),
+    'a kind that is an object': GOOD.replace('"kind": "node"', '"kind": {}'),
+    'a kind that is a list': GOOD.replace('"kind": "node"', '"kind": ["node"]'),
     'another status': GOOD.replace('"created"', '"paused"'),
     'no id': GOOD.replace('"id"', '"di"'),
     'an id that is no text': GOOD.replace('"id": "Count', '"id": 5, "_": "Count'),

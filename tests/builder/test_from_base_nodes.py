@@ -233,6 +233,50 @@ async def test_node_that_is_not_there(tmp_path: Path):
     assert [one['status'] for one in snapshots] == ['success', 'created']
 
 
+async def test_first_node_is_gone():
+    """A run that has gone past its first node goes on in a builder graph that no longer has that."""
+    store = MemoryStore()
+    await old.initialize(First(), store.run('r'), state=Trail())
+    async with new().iter_from_persistence(store.run('r')) as run:
+        (task,) = await anext(run)
+        assert task.node_id == 'Second'
+
+    @dataclass
+    class Zeroth(BaseNode[Trail, object, str]):
+        async def run(self, ctx: GraphRunContext[Trail, object]) -> Second:
+            return Second(0)
+
+    g = GraphBuilder(state_type=Trail, deps_type=object, input_type=Zeroth, output_type=str)
+    g.add(g.edge_from(g.start_node).to(Zeroth), g.node(Zeroth), g.node(Second), g.node(Third))
+    persistence = store.run('r')
+    assert await run_or_resume(PersistentGraph(g.build()), persistence=persistence) == 'done'
+    assert (await persistence.last_state()).steps == WHOLE
+
+
+@dataclass
+class Newer(BaseNode[Trail, object, str]):
+    """What `First` is called now."""
+
+    async def run(self, ctx: GraphRunContext[Trail, object]) -> Second:
+        ctx.state.steps.append('first')
+        return Second(7)
+
+
+async def test_first_node_is_renamed():
+    """A run of nodes goes on with the first one's new name if that is told; without it, it is refused."""
+    g = GraphBuilder(state_type=Trail, deps_type=object, input_type=Newer, output_type=str)
+    g.add(g.edge_from(g.start_node).to(Newer), g.node(Newer), g.node(Second), g.node(Third))
+    plain: BuilderGraph[Trail, object, Newer, str] = g.build()
+    store = MemoryStore()
+    await old.initialize(First(), store.run('r'), state=Trail())
+    with pytest.raises(CorruptSnapshotError, match="'First' is not in the graph"):
+        await run_or_resume(PersistentGraph(plain), persistence=store.run('r'))
+    persistence = store.run('r')
+    graph = PersistentGraph(plain, nodes={'First': 'Newer'})
+    assert await run_or_resume(graph, persistence=persistence) == 'done'
+    assert (await persistence.last_state()).steps == WHOLE
+
+
 async def test_history_of_the_way_over(tmp_path: Path):
     """The history has the nodes from before, and the tasks since."""
     store = MemoryStore()

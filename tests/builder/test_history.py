@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -17,6 +18,7 @@ from graphkeep import (
     MemoryStore,
     NoCurrentStepError,
     PersistentGraph,
+    RunFailedError,
     Step,
     StepRecord,
     current_step,
@@ -24,6 +26,7 @@ from graphkeep import (
 )
 from tests.builder.graphs import CASES
 from tests.builder.trails import (
+    STORES,
     Trail,
     chain,
     crash_after,
@@ -31,6 +34,7 @@ from tests.builder.trails import (
     looping,
     mapped,
     memory,
+    nowhere,
     raising,
     record,
     resumed,
@@ -93,6 +97,25 @@ async def test_tasks():
         assert task.duration is not None
         assert task.duration >= 0
     assert [r.seq for r in history] == sorted(r.seq for r in history)
+
+
+@pytest.mark.parametrize('name', STORES)
+async def test_attempts(tmp_path: Path, name: str):
+    """How often a task was attempted is the same in every store, and so it is told after a move."""
+    (store, _), graph = await nowhere(tmp_path, name), PersistentGraph(mapped())
+    async with store:
+        with pytest.raises(OverflowError):
+            await graph.run(state=Trail(), inputs=[1], deps=raising('total'), persistence=store.run('r'))
+        await store.retry('r')
+        assert await run_or_resume(graph, persistence=store.run('r')) == 1
+        history = await store.history('r')
+        assert {r.node_id: r.attempt for r in history} == {
+            **{'__start__': 2, 'each': 1, 'item': 1, 'added': 1, 'total': 2},
+            **{'__end__': 1, 'End': 0},
+        }
+        for other in (store, MemoryStore()):
+            await other.import_run(await store.export('r'), run_id='moved')
+            assert await other.history('moved') == history
 
 
 async def test_paths():
@@ -284,6 +307,16 @@ async def test_drawn_before_it_has_begun():
     assert graph.render(run=await store.history('r')) == chain().render()
 
 
+async def test_drawn_without_nodes_that_are_gone():
+    """A run is drawn on the graph that there is: of nodes that this does not have, nothing is told."""
+    store, graph = MemoryStore(), PersistentGraph(chain())
+    await PersistentGraph(mapped()).run(state=Trail(), inputs=[1], persistence=store.run('r'))
+    assert graph.render(run=await store.history('r')) == chain().render()
+    await graph.run(state=Trail(), inputs=1, persistence=store.run('s'))
+    notes = notes_of(graph.render(run=[*await store.history('r'), *await store.history('s')]))
+    assert notes == dict.fromkeys(('one', 'two', 'three'), '1 success')
+
+
 # ---------------------------------------------------------------------------------------------- current_step
 
 
@@ -418,3 +451,31 @@ async def test_run_within_a_run():
     await PersistentGraph(chain()).run(state=Trail(), inputs=1, deps=hook, persistence=store.run('r'))
     assert seen[:4] == ['inner one', 'inner one', 'inner one', 'r']
     assert Counter(seen)['r'] == 3
+
+
+@pytest.mark.both_backends
+async def test_failed_run_within_a_run():
+    """A step that lets out that another run has failed has failed itself."""
+    store = MemoryStore()
+    with pytest.raises(OverflowError):
+        await PersistentGraph(chain()).run(
+            state=Trail(), inputs=1, deps=raising('two'), persistence=store.run('inner')
+        )
+
+    async def hook(name: str) -> None:
+        if name == 'two':
+            await run_or_resume(PersistentGraph(chain()), persistence=store.run('inner'))
+
+    graph = PersistentGraph(chain())
+    with pytest.raises(RunFailedError, match="'inner'"):
+        await graph.run(state=Trail(), inputs=1, deps=hook, persistence=store.run('r'))
+    infos = {info.id: info for info in await store.runs()}
+    assert (infos['r'].status, infos['r'].owner, infos['r'].resumable) == ('error', None, False)
+    (two,) = of(await store.history('r'), 'two')
+    (attempt,) = two.attempts
+    assert (two.status, attempt.outcome) == ('error', 'error')
+    with pytest.raises(RunFailedError, match="'r'"):
+        await run_or_resume(graph, deps=hook, persistence=store.run('r'))
+    await store.retry('inner')
+    await store.retry('r')
+    assert await run_or_resume(graph, deps=hook, persistence=store.run('r')) == 'came to 3'

@@ -27,7 +27,7 @@ from graphkeep import (
 )
 from tests.backends.stores import STORES, Shelf
 from tests.builder.graphs import CASES, Case
-from tests.builder.trails import Clock, Trail, chain, looping, mapped, raising, record
+from tests.builder.trails import Clock, Trail, chain, early, looping, mapped, raising, record
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +43,7 @@ async def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 @pytest.mark.both_backends
-@pytest.mark.parametrize('make', [chain, mapped, looping], ids=lambda make: make.__name__)
+@pytest.mark.parametrize('make', [chain, mapped, looping, early], ids=lambda make: make.__name__)
 async def test_disk_full(make: Callable[[], Any]):
     """If the storage fails at any commit, that error comes out, nothing is lost, and the run goes on."""
     inputs: Any = [1, 2] if make is mapped else 2

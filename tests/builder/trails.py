@@ -27,6 +27,7 @@ __all__ = (
     'chain',
     'crash_after',
     'crashed',
+    'early',
     'events_of',
     'looping',
     'mapped',
@@ -149,6 +150,46 @@ def looping() -> Graph[Trail, object, int, list[str]]:
             .branch(g.match(int).to(again))
             .branch(g.match(list[str], matches=lambda value: isinstance(value, list)).to(g.end_node))
         ),
+    )
+    return g.build()
+
+
+def early() -> Graph[Trail, object, int, list[str]]:
+    """A step `slow` that changes the state before it ends, so that the commit of `quick` waits for it."""
+    g = GraphBuilder(name='early', state_type=Trail, deps_type=object, input_type=int, output_type=list[str])
+
+    @g.step
+    async def slow(ctx: StepContext[Trail, object, int]) -> str:
+        await on(ctx.deps, 'slow')
+        ctx.state.steps.append('slow')
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        ctx.state.steps.append('slow again')
+        return 'slow'
+
+    @g.step
+    async def quick(ctx: StepContext[Trail, object, int]) -> str:
+        await on(ctx.deps, 'quick')
+        return 'quick'
+
+    @g.step
+    async def follow(ctx: StepContext[Trail, object, str]) -> str:
+        await on(ctx.deps, 'follow')
+        for _ in range(40):
+            await anyio.lowlevel.checkpoint()
+        return 'follow'
+
+    @g.step
+    async def order(ctx: StepContext[Trail, object, list[str]]) -> list[str]:
+        return sorted(ctx.inputs)
+
+    listed = g.join(reduce_list_append, initial_factory=list[str], node_id='listed')
+    g.add(
+        g.edge_from(g.start_node).to(slow, quick),
+        g.edge_from(quick).to(follow),
+        g.edge_from(slow, follow).to(listed),
+        g.edge_from(listed).to(order),
+        g.edge_from(order).to(g.end_node),
     )
     return g.build()
 
