@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,12 +11,11 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from tests.builder.corpus.cases import plain
+from tests.builder.corpus.cases import HOST, plain
 from tests.builder.crashing import UNCLOSED, BuilderRuns, crash_points, places
 from tests.builder.random_graphs import Block, case_of, descriptions, steps
 from tests.counts import FULL, count
 
-HOST = tuple(map(int, version('pydantic-graph').split('.')[:2]))
 # what a host itself does not run right does not show anything: see `descriptions`
 KINDS = {'empty_maps': HOST >= (2, 2), 'nested_forks': HOST >= (2, 50), 'streams': HOST >= (2, 50)}
 CHECKS = (HealthCheck.too_slow, HealthCheck.filter_too_much)

@@ -18,6 +18,7 @@ from pydantic_graph.graph_builder import Graph
 __all__ = (
     'CASES',
     'EXTRA',
+    'HOST',
     'KINDS',
     'Case',
     'Counts',
@@ -107,8 +108,8 @@ def _nothing() -> None:
     return None
 
 
-def _host() -> tuple[int, ...]:
-    return tuple(int(part) for part in version('pydantic-graph').split('.')[:3])
+HOST: Final = tuple(int(part) for part in version('pydantic-graph').split('.')[:3])
+"""The version of pydantic-graph."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,12 @@ class Case:
     @property
     def runs_here(self) -> bool:
         """Whether the installed host runs it right."""
-        return _host() >= self.since
+        return self.since <= HOST
 
     @property
     def resumes_here(self) -> bool:
         """Whether the installed host goes on with it right."""
-        return self.runs_here and _host() >= self.resumes_since
+        return self.runs_here and self.resumes_since <= HOST
 
     def __repr__(self) -> str:
         return f'<{self.name}>'
