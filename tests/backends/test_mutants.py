@@ -37,7 +37,9 @@ def verdict(tmp_path_factory: pytest.TempPathFactory) -> Verdict:
     command += ['--tb=no', '-q', '-p', 'no:cacheprovider', '--timeout=30']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding='utf-8', timeout=110, check=False)
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
-    found: Verdict = defaultdict(lambda: {'passed': set(), 'failure': set(), 'error': set()})
+    found: Verdict = defaultdict(
+        lambda: {'passed': set(), 'failure': set(), 'error': set(), 'skipped': set()}
+    )
     for case in ElementTree.parse(report).iter('testcase'):  # noqa: S314 -- written by the line above
         outcome = next((child.tag for child in case), 'passed')
         class_name = case.get('classname', '').rpartition('.')[2]
