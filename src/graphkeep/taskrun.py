@@ -326,8 +326,11 @@ class TaskRun:
     async def _commit(self, batch: _Batch) -> None:
         self._pending = _Batch()
         batch.over = True
-        new = {task_id: row.record.attempt for task_id, row in batch.rows.items() if _is_open(row)}
-        new = {task_id: attempt for task_id, attempt in new.items() if task_id not in self._stored}
+        new = {
+            task_id: row.record.attempt
+            for task_id, row in batch.rows.items()
+            if _is_open(row) and task_id not in self._stored
+        }
         try:
             image = self.tracker.image_to_store()
             commit = Commit(batch.changes, self._rows(batch, image), must_land=True)
