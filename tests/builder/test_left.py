@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -25,18 +24,11 @@ from graphkeep import (
     iter_or_resume,
     run_or_resume,
 )
-from tests.backends.stores import STORES, Shelf
+from tests.backends.stores import Shelf
 from tests.builder.graphs import CASES, Case
-from tests.builder.trails import Clock, Trail, chain, early, looping, mapped, raising, record
+from tests.builder.trails import Trail, chain, early, looping, mapped, raising, record
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=STORES)
-async def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Shelf]:
-    """Return a storage of each kind."""
-    async with AsyncExitStack() as stack:
-        yield Shelf(request.param, Clock(), tmp_path, stack)
 
 
 # ---------------------------------------------------------------------------------------------------- storage

@@ -6,8 +6,6 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from textwrap import dedent
@@ -48,13 +46,6 @@ from tests.builder.trails import (
 )
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=STORES)
-async def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Shelf]:
-    """Return a storage of each kind."""
-    async with AsyncExitStack() as stack:
-        yield Shelf(request.param, Clock(), tmp_path, stack)
 
 
 def begin(ran: list[str] | None = None) -> dict[str, Any]:
