@@ -32,6 +32,7 @@ import pydantic
 from pydantic_core import from_json, to_json
 
 from ._host import BaseNode, End, RunEndT, StateT, set_snapshot_id
+from .certain import certainty_of
 from .commit import START_NODE, StepRecord
 from .errors import CorruptSnapshotError, UnfaithfulSnapshotError, UnsupportedTypeError
 from .faithful import (
@@ -267,6 +268,7 @@ class Shape:
                 adapter.rebuild(raise_errors=True)
         except Exception as exc:  # whatever the hooks of a type may raise while its schema is made
             raise UnsupportedTypeError(role, type_, _unsupported(type_, exc)) from exc
+        self._is_certain = certainty_of(adapter.core_schema)
         # what the serializer makes of aliases by default varies with its version, so as the adapter calls it
         self._dump_json = partial(adapter.serializer.to_json, by_alias=None, warnings=False)
         # an alias is for the outside: pydantic writes a field by its name unless told otherwise
@@ -284,7 +286,7 @@ class Shape:
             part = self._culprit(value)
             raise Refusal(root + part.path, _unwritable(part.value, exc)) from exc
         text = self._finish(root, text)
-        if not verify:
+        if not verify or self._is_certain(value):
             return text
         try:
             self._verify(root, value, text)
