@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from types import TracebackType
 from typing import Any, Protocol
 
 from .commit import NAMELESS, UNOWNED, About, Commit, Ownership, Receipt, Row, StepRecord, Tail, admit
@@ -16,29 +16,39 @@ from .errors import RunOwnedError, SnapshotStatusError, StorageError, UnknownSna
 from .offload import submit
 from .runinfo import RunInfo, describe, last_change
 
-__all__ = ('Applied', 'LockBusy', 'LoggedRun', 'RunBackend', 'RunLog', 'RunView', 'Turn', 'apply')
+__all__ = (
+    'Applied',
+    'LockBusy',
+    'LoggedRun',
+    'RunBackend',
+    'RunLog',
+    'RunView',
+    'TryAgain',
+    'Turn',
+    'apply',
+    'carry_out',
+)
 
 
 class LockBusy(Exception):
     """Somebody else is writing this very moment. Nothing was done."""
 
 
+class TryAgain(LockBusy):
+    """Nothing was done, and there is nothing to wait for any more."""
+
+
 class Turn(ABC):
     """A write that one holder of a run wants to make, up to the moment when its turn comes.
 
-    A storage enters it, opens it, makes the commit, and settles it or lets it fail; and leaves it. Within it
-    no other write of the same holder is under way.
+    With its mutex in hand a storage opens it, makes the commit, and settles it or lets it fail.
     """
 
-    __slots__ = ()
+    __slots__ = ('mutex',)
 
-    @abstractmethod
-    def enter(self, *, wait: bool) -> bool:
-        """Begin; return whether it was possible without waiting, or wait."""
-
-    @abstractmethod
-    def leave(self) -> None:
-        """End, made or not."""
+    def __init__(self, mutex: threading.Lock):
+        self.mutex = mutex
+        """Of the holder, one of whose writes is under way at a time."""
 
     @abstractmethod
     def open(self) -> Commit:
@@ -51,14 +61,6 @@ class Turn(ABC):
     @abstractmethod
     def fail(self, exc: Exception) -> None:
         """Learn that the commit was not made."""
-
-    def __enter__(self) -> None:
-        self.enter(wait=True)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.leave()
 
 
 class RunBackend(ABC):
@@ -91,7 +93,7 @@ class RunBackend(ABC):
         return self._write(turn)
 
     def _write(self, turn: Turn) -> Receipt:
-        with turn:
+        with turn.mutex:
             commit = turn.open()
             try:
                 receipt = self.commit(commit)
@@ -108,7 +110,7 @@ class RunBackend(ABC):
             return receipt
 
     def queue(self, turn: Turn) -> Future[Receipt]:
-        """Make one commit in another thread."""
+        """Make one commit in another thread; in the future `TryAgain`, if it is as well made here and now."""
         return submit(partial(self._write, turn))
 
     @abstractmethod
@@ -142,6 +144,67 @@ class RunBackend(ABC):
         """Return every row, oldest first."""
 
 
+class RunView(Protocol):
+    """What a commit is carried out on: what is known of a run, and what becomes of it."""
+
+    run_id: str
+    """The run."""
+    ownership: Ownership
+    """Who has the run."""
+    last: int
+    """The number of the newest snapshot, 0 if there is none."""
+
+    def find(self, snapshot_id: str) -> StepRecord | None:
+        """Return the record of the newest snapshot with this id."""
+        ...
+
+    def change(self, record: StepRecord) -> None:
+        """Put a record into the place of the one with its number."""
+        ...
+
+    def begin(self, about: About) -> None:
+        """Know this of the run, of which nothing is stored yet."""
+        ...
+
+    def append(self, row: Row) -> None:
+        """Add the row that comes next."""
+        ...
+
+
+def carry_out(commit: Commit, view: RunView, now: datetime) -> Receipt:
+    """Carry the commit out, or refuse it, perhaps half way through: the view is of no use any more then.
+
+    Raises:
+        SnapshotStatusError: if a change finds a status from which it is not permitted.
+        UnknownSnapshotError: if a change names a snapshot that the run does not have.
+        RunOwnedError: if the writer does not have the run and a living owner does.
+        OwnershipLostError: if the writer had the run and has it no more.
+    """
+    ownership = admit(view.run_id, view.ownership, commit, now)
+    seq = attempt = 0
+    owner = commit.writer.take or ownership.owner
+    for change in commit.changes:
+        record = view.find(change.snapshot_id)
+        if record is None:
+            raise UnknownSnapshotError(view.run_id, change.snapshot_id)
+        if change.seq is not None and change.seq < record.seq:
+            # a node that returned itself: somebody else has run it, and what is there now comes after that
+            raise SnapshotStatusError(view.run_id, change.snapshot_id, change.transition, 'success')
+        record = record.changed(view.run_id, change, owner, now)
+        view.change(record)
+        seq, attempt = record.seq, record.attempt
+    last = view.last
+    exists = commit.unless_exists is not None and view.find(commit.unless_exists) is not None
+    if commit.rows and not exists and not (commit.unless_any and last):
+        if not last:
+            view.begin(commit.about._replace(created=now))
+        for row in commit.rows:
+            last += 1
+            view.append(Row(row.record.numbered(last), row.body))
+    view.ownership = ownership
+    return Receipt(ownership.fence, seq, attempt, last)
+
+
 @dataclass(slots=True)
 class Applied:
     """What a commit makes of a run: computed first, accepted when it is stored."""
@@ -157,60 +220,37 @@ class Applied:
     """What to record of the run, if this begins it."""
 
 
-class RunView(Protocol):
-    """What a commit has to know of a run."""
+class _Draft:
+    """A view of what a log will be."""
 
-    run_id: str
-    """The run."""
-
-    @property
-    def ownership(self) -> Ownership:
-        """Who has the run."""
-        ...
-
-    @property
-    def last(self) -> int:
-        """The number of the newest snapshot, 0 if there is none."""
-        ...
+    def __init__(self, log: RunLog):
+        self.run_id = log.run_id
+        self.ownership = log.ownership
+        self.last = log.last
+        self._log = log
+        self.changed: dict[int, StepRecord] = {}
+        self.appended: list[Row] = []
+        self.begins: About | None = None
 
     def find(self, snapshot_id: str) -> StepRecord | None:
-        """Return the record of the newest snapshot with this id."""
-        ...
+        record = self._log.find(snapshot_id)
+        return record and self.changed.get(record.seq, record)
+
+    def change(self, record: StepRecord) -> None:
+        self.changed[record.seq] = record
+
+    def begin(self, about: About) -> None:
+        self.begins = about
+
+    def append(self, row: Row) -> None:
+        self.appended.append(row)
 
 
-def apply(view: RunView, commit: Commit, now: datetime) -> Applied:
-    """Compute what the commit makes of the run, changing nothing, or refuse it.
-
-    Raises:
-        SnapshotStatusError: if a change finds a status from which it is not permitted.
-        UnknownSnapshotError: if a change names a snapshot that the run does not have.
-        RunOwnedError: if the writer does not have the run and a living owner does.
-        OwnershipLostError: if the writer had the run and has it no more.
-    """
-    ownership = admit(view.run_id, view.ownership, commit, now)
-    changed: dict[int, StepRecord] = {}
-    seq = attempt = 0
-    holder = commit.writer.take or ownership.owner
-    owner = str(holder) if holder and commit.changes else None
-    for change in commit.changes:
-        record = view.find(change.snapshot_id)
-        if record is None:
-            raise UnknownSnapshotError(view.run_id, change.snapshot_id)
-        if change.seq is not None and change.seq < record.seq:
-            # a node that returned itself: somebody else has run it, and what is there now comes after that
-            raise SnapshotStatusError(view.run_id, change.snapshot_id, change.transition, 'success')
-        record = changed.get(record.seq, record).changed(view.run_id, change, owner)
-        changed[record.seq] = record
-        seq, attempt = record.seq, record.attempt
-    appended: list[Row] = []
-    last, begins = view.last, None
-    exists = commit.unless_exists is not None and view.find(commit.unless_exists) is not None
-    if commit.rows and not exists and not (commit.unless_any and last):
-        for n, row in enumerate(commit.rows, start=last + 1):
-            appended.append(Row(row.record.numbered(n), row.body))
-        begins = None if last else commit.about._replace(created=now)
-    receipt = Receipt(ownership.fence, seq, attempt, last + len(appended))
-    return Applied(changed, appended, ownership, receipt, begins)
+def apply(log: RunLog, commit: Commit, now: datetime) -> Applied:
+    """Compute what the commit makes of the run, changing nothing, or refuse it; errors as `carry_out`."""
+    draft = _Draft(log)
+    receipt = carry_out(commit, draft, now)
+    return Applied(draft.changed, draft.appended, draft.ownership, receipt, draft.begins)
 
 
 class RunLog:

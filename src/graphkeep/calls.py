@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 import anyio
 import anyio.lowlevel
 
-from .backend import LockBusy
+from .backend import LockBusy, TryAgain
 from .errors import LockTimeoutError
 from .offload import asyncio_task, finished, pause, redeliver
 
@@ -47,16 +47,20 @@ async def call(
     """
     interrupted: BaseException | None = None
     waited, wait = 0.0, _POLL[0]
+    inline = how.inline
     while True:
         try:
-            if how.inline:
+            if inline:
                 return func(), interrupted
             work = elsewhere()
             interrupted = await finished(work) or interrupted
             return work.result(), interrupted
-        except LockBusy:
+        except LockBusy as busy:
             if interrupted is not None and not how.stubborn:
                 raise interrupted from None
+            if isinstance(busy, TryAgain) or inline is not how.inline:
+                inline = not inline
+                continue
             if waited >= how.lock_timeout:
                 redeliver(interrupted)
                 raise LockTimeoutError(how.place, how.lock_timeout) from None

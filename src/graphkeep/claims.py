@@ -15,7 +15,7 @@ from weakref import WeakMethod
 import anyio
 
 from . import heartbeat
-from .backend import LockBusy, RunBackend, Turn
+from .backend import LockBusy, RunBackend, TryAgain, Turn
 from .commit import Commit, Receipt, Writer
 from .errors import GraphkeepError, OwnershipLostError, RunOwnedError
 from .guard import Guard
@@ -28,7 +28,6 @@ __all__ = ('Claims', 'Commitment', 'node_guard')
 P = ParamSpec('P')
 T = TypeVar('T')
 
-_BEGINS = (CLAIM, START)
 _ENDS = (SUCCEED, FAIL, RELEASE)
 
 
@@ -46,17 +45,10 @@ class Claims:
         self._process = _processes[0]
         self._hold: heartbeat.Hold | None = None
         self._renewing: Future[Receipt] | None = None
-        self._guards: set[Guard] = set()
+        self.guards: set[Guard] = set()
+        """What cancels the nodes that run, if the run is lost."""
         # weakly: a persistence that nobody has any more must not keep its run
         self._beat = _weakly(self._renew), _weakly(self._lost)
-
-    def enter(self, guard: Guard) -> None:
-        """Cancel this node, too, if the run is lost."""
-        self._guards.add(guard)
-
-    def leave(self, guard: Guard) -> None:
-        """Cancel this node no more."""
-        self._guards.discard(guard)
 
     def keep(self, in_hand: set[str], fence: int) -> None:
         """Know what is in hand now, and renew the lease from now on."""
@@ -117,6 +109,8 @@ class Claims:
         exc = done.exception()
         if isinstance(exc, OwnershipLostError):
             self._lost(exc)
+        elif isinstance(exc, TryAgain) and (hold := self._hold) is not None:
+            heartbeat.keeper.beat(hold)
 
     def here(self) -> None:
         """Be somebody else in a process that was forked: what the parent has in hand is not the child's."""
@@ -129,7 +123,7 @@ class Claims:
     def _lost(self, exc: OwnershipLostError) -> None:
         with self.mutex:
             self.forget()
-        for guard in tuple(self._guards):
+        for guard in tuple(self.guards):
             guard.cancel(exc)
 
 
@@ -139,13 +133,8 @@ class _Write(Turn):
     __slots__ = ('_claims',)
 
     def __init__(self, claims: Claims):
+        self.mutex = claims.mutex
         self._claims = claims
-
-    def enter(self, *, wait: bool) -> bool:
-        return self._claims.mutex.acquire(blocking=wait)
-
-    def leave(self) -> None:
-        self._claims.mutex.release()
 
     def settle(self, receipt: Receipt) -> None:
         pass
@@ -160,19 +149,22 @@ class Commitment(_Write):
     __slots__ = ('_commit', '_gives_up', '_in_hand')
 
     def __init__(self, claims: Claims, commit: Commit):
+        self.mutex = claims.mutex
         self._claims = claims
         self._commit = commit
 
     def open(self) -> Commit:
         """Add who makes it, or refuse what this instance does not have in hand."""
-        claims = self._claims
+        claims, commit = self._claims, self._commit
         claims.here()
-        in_hand, begun, recovers = claims.in_hand.copy(), set[str](), False
-        for change in self._commit.changes:
+        in_hand = claims.in_hand.copy()
+        begun: list[str] = []
+        recovers = False
+        for change in commit.changes:
             snapshot_id, transition = change.snapshot_id, change.transition
-            if transition in _BEGINS:
+            if transition is START or transition is CLAIM:
                 in_hand.add(snapshot_id)
-                begun.add(snapshot_id)
+                begun.append(snapshot_id)
             elif transition in _ENDS:
                 if snapshot_id not in in_hand:
                     raise OwnershipLostError(claims.backend.run_id, None)
@@ -186,11 +178,12 @@ class Commitment(_Write):
                 in_hand.discard(snapshot_id)
                 recovers = True
         # what begins and ends in one commit is part of what is in hand already
-        take = claims.owner if recovers or begun & in_hand else None
+        take = claims.owner if recovers or (begun and not in_hand.isdisjoint(begun)) else None
         self._in_hand = in_hand
         has = claims.fence is not None or take is not None
         self._gives_up = has and not in_hand and not (claims.keeping and self._goes_on())
-        return self._commit.by(Writer(claims.fence, take, claims.lease, self._gives_up, claims.owner.id))
+        commit.writer = Writer(claims.fence, take, claims.lease, self._gives_up, claims.owner.id)
+        return commit
 
     def _goes_on(self) -> bool:
         """Whether there is something to go on with after this."""
@@ -260,12 +253,12 @@ class _TaskGuard(_NodeGuard):
     def __enter__(self) -> None:
         self._before = self._task.cancelling()
         self._inside = True
-        self._claims.enter(self)
+        self._claims.guards.add(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool:
-        self._claims.leave(self)
+        self._claims.guards.discard(self)
         self._inside = False
         if not self._cancelled:
             return False
@@ -293,12 +286,12 @@ class _ScopeGuard(_NodeGuard):
 
     def __enter__(self) -> None:
         self._scope.__enter__()
-        self._claims.enter(self)
+        self._claims.guards.add(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool:
-        self._claims.leave(self)
+        self._claims.guards.discard(self)
         swallowed = self._scope.__exit__(kind, exc, tb)
         return bool(swallowed) and self.lost is not None
 

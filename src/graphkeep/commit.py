@@ -7,10 +7,11 @@ this module, so that every backend decides alike: `admit` for ownership, `StepRe
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal, NamedTuple
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from .errors import OwnershipLostError, RunOwnedError, SnapshotStatusError
 from .owner import Owner, is_gone
@@ -154,58 +155,39 @@ class StepRecord(NamedTuple):
 
     def numbered(self, seq: int) -> StepRecord:
         """Return the record with its place in the run."""
-        return StepRecord(
-            self.id,
-            self.node_id,
-            self.kind,
-            self.status,
-            seq,
-            self.start_ts,
-            self.duration,
-            self.attempt,
-            self.attempts,
-            self.owner,
-        )
+        return _step_record((*self[:4], seq, *self[5:]))
 
-    def changed(self, run_id: str, change: StatusChange, owner: str | None = None) -> StepRecord:
-        """Return the record after `change`.
+    def changed(
+        self, run_id: str, change: StatusChange, owner: object = None, now: datetime | None = None
+    ) -> StepRecord:
+        """Return the record after `change`, which is made now and by this owner.
 
         Raises:
             SnapshotStatusError: if its status is not one from which the change is permitted.
         """
         transition = change.transition
-        if self.kind == 'end' or self.status not in transition.sources:
-            raise SnapshotStatusError(run_id, self.id, transition, self.status)
-        if (
-            transition is START
-        ):  # spelt out, as below: a run makes two of these a step, and `_replace` is slow
-            return StepRecord(
-                self.id,
-                self.node_id,
-                self.kind,
-                'running',
-                self.seq,
-                change.at,
-                None,
-                self.attempt + 1,
-                self.attempts,
-                owner,
+        id_, node_id, kind, status, seq, start_ts, _, attempt, attempts, holder, path = self
+        if kind == 'end' or status not in transition.sources:
+            raise SnapshotStatusError(run_id, id_, transition, status)
+        if transition is START:
+            started, holder = change.at or now, None if owner is None else str(owner)
+            return _step_record(
+                (id_, node_id, kind, 'running', seq, started, None, attempt + 1, attempts, holder, path)
             )
-        if (outcome := _OUTCOMES.get(transition.name)) is None or self.status != 'running':
-            owner = owner if transition.target == 'pending' else None
-            return self._replace(status=transition.target, owner=owner)
-        ended = Attempt(self.start_ts, change.duration, outcome, change.reason, change.error, self.owner)
-        return StepRecord(
-            self.id,
-            self.node_id,
-            self.kind,
-            transition.target,
-            self.seq,
-            self.start_ts,
-            change.duration,
-            self.attempt,
-            (*self.attempts, ended)[-KEPT_ATTEMPTS:],
+        target = transition.target
+        if (outcome := _OUTCOMES.get(transition.name)) is None or status != 'running':
+            holder = None if owner is None or target != 'pending' else str(owner)
+            return self._replace(status=target, owner=holder)
+        duration = change.duration
+        ended = Attempt(start_ts, duration, outcome, change.reason, change.error, holder)
+        attempts = (*attempts, ended)[-KEPT_ATTEMPTS:]
+        return _step_record(
+            (id_, node_id, kind, target, seq, start_ts, duration, attempt, attempts, None, path)
         )
+
+
+# as `StepRecord` itself makes them, but quicker: a run makes several of these a step
+_step_record: Final = cast('Callable[[tuple[Any, ...]], StepRecord]', partial(tuple.__new__, StepRecord))  # pyright: ignore[reportUnknownMemberType]
 
 
 _PASSED_ON: Final = (CLAIM, RELEASE, RECOVER)
@@ -233,14 +215,15 @@ class Row:
 class StatusChange:
     """One change of status within a commit; it means the newest snapshot with this id.
 
-    Plain data, like `Row`, `Commit` and `Receipt`. None of them is changed once made; they are not frozen
-    because that would double what it costs to make them, and every step makes several.
+    Plain data, like `Row`, `Commit` and `Receipt`. None of them is changed once made, but that a commit is
+    told who makes it. They are not frozen because that would double what it costs to make them, and every
+    step makes several.
     """
 
     snapshot_id: str
     transition: Transition
     at: datetime | None = None
-    """When a node starts (UTC)."""
+    """When a node started (UTC); `None` if it is about to, once this is written."""
     duration: float | None = None
     """How long the attempt took, in seconds."""
     error: StepError | None = None
@@ -325,16 +308,9 @@ class Commit:
     must_land: bool = False
     """It ends what a caller has in hand: while it waits for its turn it may not be cancelled either."""
     writer: Writer = ANYBODY
-    """Who makes it."""
+    """Who makes it; known when its turn comes."""
     about: About = NAMELESS
     """What to record of the run if this begins it."""
-
-    def by(self, writer: Writer) -> Commit:
-        """Return this commit as made by `writer`."""
-        # every commit comes through here, and `dataclasses.replace` is several times slower
-        return Commit(
-            self.changes, self.rows, self.unless_exists, self.unless_any, self.must_land, writer, self.about
-        )
 
 
 @dataclass(slots=True)
@@ -409,17 +385,14 @@ def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> O
         raise RunOwnedError(run_id, ownership.owner, ownership.expires)
     elif writer.take is not None:
         fence += 1
+    since = None
+    if not commit.rows:
+        if not commit.changes:  # a renewal
+            since = ownership.since
+        elif commit.changes[-1].transition in _PASSED_ON:
+            since = now
     if writer.give_up:
-        return Ownership(fence, since=_since(ownership, commit, now))
+        return Ownership(fence, since=since)
     if writer.take is None:
         return ownership
-    expires = now + timedelta(seconds=writer.lease)
-    return Ownership(fence, writer.take, expires, _since(ownership, commit, now))
-
-
-def _since(ownership: Ownership, commit: Commit, now: datetime) -> datetime | None:
-    if commit.rows:
-        return None
-    if not commit.changes:  # a renewal
-        return ownership.since
-    return now if commit.changes[-1].transition in _PASSED_ON else None
+    return Ownership(fence, writer.take, now + timedelta(seconds=writer.lease), since)

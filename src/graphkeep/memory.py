@@ -94,13 +94,13 @@ class _Live(StatePersistence[StateT, RunEndT]):
         if transition is START:
             if first and snapshot.start_ts is None:
                 snapshot.status = 'running'
-                snapshot.start_ts = change.at
+                snapshot.start_ts = change.at or now_utc()
                 return 1
         elif first and (transition is SUCCEED or transition is CLAIM):
             snapshot.status = cast('SnapshotStatus', transition.target)
             snapshot.duration = change.duration
             return 1
-        record = self._record(snapshot).changed(self.run_id, change)
+        record = self._record(snapshot).changed(self.run_id, change, now=now_utc())
         snapshot.status, snapshot.start_ts, snapshot.duration = (
             cast('SnapshotStatus', record.status),
             record.start_ts,

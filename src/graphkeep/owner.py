@@ -39,6 +39,9 @@ class Owner:
         """Whether it is a holder in this process."""
         return self.id in _here
 
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     def __str__(self) -> str:
         return f'process {self.pid} on {self.host}'
 

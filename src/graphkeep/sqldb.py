@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-from .backend import LockBusy, Turn
+from .backend import LockBusy, TryAgain, Turn
 from .commit import Commit, Receipt
 from .directories import sync_directory
 from .errors import GraphkeepError, LockTimeoutError, StorageError, another
@@ -29,6 +29,7 @@ from .status import RELEASE
 
 __all__ = ('Database', 'Stage')
 
+E = TypeVar('E', bound=BaseException)
 T = TypeVar('T')
 
 _WAIT: Final = 0.0005, 0.02  # seconds between two tries for the lock: the first and the longest wait
@@ -81,9 +82,9 @@ class _Ticket:
             turn.fail(exc)
             return exc
 
-    def resolve(self, outcome: Receipt | Exception) -> None:
+    def resolve(self, outcome: Receipt | BaseException) -> None:
         """Tell whoever waits."""
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             self.done.set_exception(outcome)
         else:
             self.done.set_result(outcome)
@@ -148,12 +149,16 @@ class Database:
         if not self.ready or not self._idle.is_set() or not self._mutex.acquire(blocking=False):
             raise LockBusy
         try:
-            if self._log_is_long() or self._writer is None or not stage.turn.enter(wait=False):
+            db, mutex = self._writer, stage.turn.mutex
+            self._commits += 1
+            if self._commits % _LOOK == 0:
+                self._look_at_log()
+            if self._long or db is None or not mutex.acquire(blocking=False):
                 raise LockBusy
             try:
-                return self._write_alone(self._writer, stage, settles)
+                return self._write_alone(db, stage, settles)
             finally:
-                stage.turn.leave()
+                mutex.release()
         finally:
             self._mutex.release()
 
@@ -162,7 +167,7 @@ class Database:
     ) -> Receipt | Future[Receipt]:
         try:
             commit = stage.turn.open()
-            settling = settles(commit)
+            settling = self.durable and settles(commit)
             try:
                 receipt = stage.run(db, commit)
                 if db.in_transaction:  # else it was one statement, and that a transaction by itself
@@ -177,7 +182,7 @@ class Database:
             raise
         stage.accept()
         stage.turn.settle(receipt)
-        return self._when_it_lasts(receipt) if settling and self.durable else receipt
+        return self._when_it_lasts(receipt) if settling else receipt
 
     def _when_it_lasts(self, receipt: Receipt) -> Future[Receipt]:
         """Have a thread wait for the disk, for all that was committed meanwhile at once."""
@@ -211,17 +216,14 @@ class Database:
                 else:
                     done.set_result(outcome)
 
-    def _log_is_long(self) -> bool:
-        """Whether the log grows faster than a thread writes it back; if it is long, have one begin that."""
-        self._commits += 1
-        if self._commits % _LOOK == 0:
-            size = self._log_size()
-            if self._backed.is_set() and size > _LONG[self.durable]:
-                self._backed.clear()
-                self._start(self._write_back)
-            elif size > 2 * _LONG[self.durable]:
-                self._long = True
-        return self._long
+    def _look_at_log(self) -> None:
+        """See whether the log is long; if so have it written back, or wait for that if it still grows."""
+        size = self._log_size()
+        if self._backed.is_set() and size > _LONG[self.durable]:
+            self._backed.clear()
+            self._start(self._write_back)
+        elif size > 2 * _LONG[self.durable]:
+            self._long = True
 
     def _log_size(self) -> int:
         try:
@@ -263,55 +265,78 @@ class Database:
 
     def _drain(self) -> None:
         while True:
-            with self._queue_mutex:
-                batch = list(self._queue)
-                self._queue.clear()
-                if not batch:
-                    self._idle.set()
-                    break
+            batch, made = self._waiting(), True
+            outcomes: Sequence[tuple[_Ticket, Receipt | BaseException | None]]
             try:
-                self._write_together(batch)
+                outcomes = self._write_together(batch)
+            except GraphkeepError as exc:  # not even begun
+                outcomes, made = [(ticket, another(exc)) for ticket in batch], False
             except BaseException as exc:  # whatever it is, nobody may wait for ever
-                for ticket in batch:
-                    if not ticket.done.done():
-                        ticket.done.set_exception(another(exc))
+                outcomes = [(ticket, another(exc)) for ticket in batch]
+            # what came meanwhile did not wait for a lock, and is made as well where it comes from
+            again = [ticket for ticket, outcome in outcomes if outcome is None]
+            came = self._waiting() if made else []
+            with self._queue_mutex:
+                self._queue.extendleft(reversed(again))
+                self._syncing += 1
+                if over := not self._queue:
+                    self._idle.set()
+            for ticket in came:
+                ticket.resolve(TryAgain())
+            self._resolve([(ticket, outcome) for ticket, outcome in outcomes if outcome is not None])
+            if over:
+                break
         if self._shut:
             with suppress(GraphkeepError):
                 self._close_if_idle()
 
-    def _write_together(self, batch: Sequence[_Ticket]) -> None:
-        entered: list[_Ticket] = []
-        until = self._until()
-        try:
-            with self._writing(until) as db:
-                self._begin(db, until)
-                try:
-                    entered += [ticket for ticket in batch if ticket.stage.turn.enter(wait=False)]
-                    outcomes = self._commit(db, entered)
-                    if any(ticket.stores for ticket in entered):
-                        self._stay_open()
-                finally:
-                    for ticket in entered:
-                        ticket.stage.turn.leave()
-        except GraphkeepError as exc:  # not even begun
-            entered, outcomes = list(batch), [another(exc) for _ in batch]
-        else:
-            outcomes = self._synced(outcomes)
-        for ticket, outcome in zip(entered, outcomes, strict=True):
-            ticket.resolve(outcome)
-        self._put_back([ticket for ticket in batch if ticket not in entered], at_once=bool(entered))
-
-    def _put_back(self, tickets: Sequence[_Ticket], *, at_once: bool) -> None:
-        """Have those tried again whose turn it was not, such as the second one of the same holder."""
-        now = time.monotonic()
-        for ticket in tickets:
-            if ticket.until <= now:
-                ticket.resolve(LockTimeoutError(str(self.path), self.busy_timeout))
-        waiting = [ticket for ticket in tickets if not ticket.done.done()]
-        if waiting and not at_once:
-            time.sleep(_WAIT[1])  # somebody else is at it, who is not waited for with the lock in hand
+    def _waiting(self) -> list[_Ticket]:
+        """Take what waits out of the queue."""
         with self._queue_mutex:
-            self._queue.extendleft(reversed(waiting))
+            waiting = list(self._queue)
+            self._queue.clear()
+            return waiting
+
+    def _resolve(self, outcomes: Sequence[tuple[_Ticket, Receipt | BaseException]]) -> None:
+        """Tell whoever waits, once what was committed lasts."""
+        synced = self._synced([outcome for _, outcome in outcomes])
+        with self._queue_mutex:
+            self._syncing -= 1
+        for (ticket, _), outcome in zip(outcomes, synced, strict=True):
+            ticket.resolve(outcome)
+
+    def _write_together(self, batch: list[_Ticket]) -> list[tuple[_Ticket, Receipt | BaseException | None]]:
+        """Make these commits, and all that comes until they can be begun with.
+
+        Return what became of each; `None` is to be tried again, for it was not its turn, such as that of the
+        second one of the same holder.
+        """
+        until = self._until()
+        entered: list[_Ticket] = []
+        with self._writing(until) as db:
+            self._begin(db, until)
+            batch += self._waiting()
+            try:
+                entered += [ticket for ticket in batch if ticket.stage.turn.mutex.acquire(blocking=False)]
+                outcomes = self._commit(db, entered)
+                if any(ticket.stores for ticket in entered):
+                    self._stay_open()
+            except BaseException:
+                roll_back(db)
+                raise
+            finally:
+                for ticket in entered:
+                    ticket.stage.turn.mutex.release()
+        now = time.monotonic()
+        others = [ticket for ticket in batch if ticket not in entered]
+        late = [ticket for ticket in others if ticket.until <= now]
+        if len(others) > len(late) and not entered:
+            time.sleep(_WAIT[1])  # somebody else is at it, who is not waited for with the lock in hand
+        error = LockTimeoutError(str(self.path), self.busy_timeout)
+        return [
+            *zip(entered, outcomes, strict=True),
+            *((ticket, another(error) if ticket in late else None) for ticket in others),
+        ]
 
     def _commit(self, db: sqlite3.Connection, tickets: Sequence[_Ticket]) -> list[Receipt | Exception]:
         """Make these commits in the transaction that has begun; if it fails, each in one of its own."""
@@ -370,8 +395,10 @@ class Database:
                 self._syncing -= 1
         return value
 
-    def _synced(self, outcomes: Sequence[Receipt | Exception]) -> Sequence[Receipt | Exception]:
+    def _synced(self, outcomes: Sequence[Receipt | E]) -> Sequence[Receipt | E | StorageError]:
         """Wait for the disk, and tell whoever has committed something if that cannot be relied on."""
+        if not any(isinstance(outcome, Receipt) for outcome in outcomes):
+            return outcomes
         try:
             self._sync()
         except OSError as exc:
@@ -439,7 +466,7 @@ class Database:
             raise LockTimeoutError(str(self.path), self.busy_timeout)
         try:
             db = self._connected(until)
-            self._log_is_long()
+            self._look_at_log()
             yield db
         finally:
             self._mutex.release()

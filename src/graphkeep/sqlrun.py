@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 from pydantic_core import to_json
 
-from .backend import Applied, RunBackend, Turn, apply
+from .backend import RunBackend, Turn, carry_out
 from .codec import Body
 from .commit import NAMELESS, About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import GraphkeepError
@@ -53,6 +53,7 @@ SELECT state, node FROM steps JOIN bodies USING (body) WHERE run = ? AND seq = ?
 class SqlRun(RunBackend):
     """One run of a SQLite store."""
 
+    prompt = True  # what would have to wait is refused, and then queued
     queues = True
 
     def __init__(self, database: Database, run_id: str, clock: Callable[[], datetime]):
@@ -60,11 +61,6 @@ class SqlRun(RunBackend):
         self.clock = clock
         self._database = database
         self._view: SqlView | None = None
-
-    @property
-    def prompt(self) -> bool:  # type: ignore[override]
-        """Whether the file is open; what would have to wait is refused all the same, and then queued."""
-        return self._database.ready
 
     def write(self, turn: Turn) -> Receipt | Future[Receipt]:
         """Make one commit here and now, unless there is a lock or a checkpoint to wait for."""
@@ -129,87 +125,79 @@ def _settles(commit: Commit) -> bool:
 class _Staged:
     """One commit of a run on its way into a transaction."""
 
-    __slots__ = ('_made', '_run', '_seen', 'turn')
+    __slots__ = ('_run', '_view', 'turn')
     turn: Any  # a Turn, but for what is committed without one
 
     def __init__(self, run: SqlRun, turn: Turn | None):
         self.turn = turn
         self._run = run
-        self._seen: SqlView | None = None
-        self._made: tuple[SqlView, int, Applied, dict[int, StepRecord], int] | None = None
+        self._view: SqlView | None = None
 
     def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
         """Write what the commit makes of its run, or refuse it before anything is written.
 
         What is at hand of the run is used as it is, and looked at again if somebody else has written: the
-        first statement finds that out, and then writes nothing.
+        first statement finds that out, and then writes nothing. Until the transaction is made nothing is at
+        hand.
         """
-        run, view = self._run, self._run._view
-        now = run.clock()
+        run, now = self._run, self._run.clock()
+        view, run._view = run._view, None
         while True:
             if fresh := view is None:
                 view = view_run(run.run_id, db)
             view.db = db
+            view.start()
+            before, last = view.ownership, view.last
             try:
-                applied = apply(view, commit, now)
+                receipt = carry_out(commit, view, now)
             except GraphkeepError:
                 if fresh:
                     raise
             else:
-                if applied.changed or applied.appended or applied.ownership != view.ownership:
-                    if self._write(db, view, applied):
-                        return applied.receipt
+                if view.last > last or commit.changes or view.ownership != before:
+                    if _write(db, view):
+                        self._view = view
+                        return receipt
                 elif fresh:
-                    self._seen = view
-                    return applied.receipt
+                    self._view = view
+                    return receipt
             view = None  # somebody else has written, or may have
 
     def accept(self) -> None:
         """Learn that the transaction was made."""
-        if self._made is not None:
-            view, run, applied, in_hand, updated = self._made
-            view.advance(run, applied, in_hand, updated)
-            self._run._view = view
-        elif self._seen is not None:
-            self._run._view = self._seen
+        self._run._view = self._view
 
     def reject(self) -> None:
         """Learn that this is not part of a transaction."""
-        self._made = self._seen = None  # what is at hand of the run was not touched
-
-    def _write(self, db: sqlite3.Connection, view: SqlView, applied: Applied) -> bool:
-        """Write it, unless somebody else has written since the run was looked at."""
-        in_hand, updated = view.in_hand_after(applied), view.updated_after(applied)
-        values = _run_values(view, applied, in_hand, updated)
-        if view.run is not None and _is_step_end(applied):
-            run = _write_step_end(db, view, applied, values)
-        else:
-            run = _write_all(db, view, applied, values)
-        if run is None:
-            return False
-        self._made = view, run, applied, in_hand, updated
-        return True
+        self._view = None
 
 
-def _is_step_end(applied: Applied) -> bool:
-    """Whether a commit says that one node ended and what node comes next, and nothing else."""
-    if len(applied.changed) != 1 or len(applied.appended) != 1:
+def _write(db: sqlite3.Connection, view: SqlView) -> bool:
+    """Write what has become of a run, unless somebody else has written since it was looked at."""
+    view.finish()
+    if view.run is None or not _is_step_end(view):
+        return _write_all(db, view)
+    if not _write_step_end(db, view):
         return False
-    (ended,) = applied.changed.values()
-    return ended.status not in IN_HAND and applied.appended[0].record.status == 'created'
+    view.version += 1
+    return True
 
 
-def _write_step_end(
-    db: sqlite3.Connection, view: SqlView, applied: Applied, values: tuple[Any, ...]
-) -> int | None:
-    """Write the end of a step; return the number of the run, or `None` if it is not as it was looked at."""
-    ((seq, ended),) = applied.changed.items()
-    record, (state, node) = applied.appended[0].record, applied.appended[0].body
+def _is_step_end(view: SqlView) -> bool:
+    """Whether all that is to be written is that one node ended, and what node comes next."""
+    return len(view.settled) == len(view.appended) == 1 and view.appended[0].record.status == 'created'
+
+
+def _write_step_end(db: sqlite3.Connection, view: SqlView) -> bool:
+    """Write the end of a step, unless the run is not as it was looked at."""
+    ((seq, ended),) = view.settled.items()
+    (row,) = view.appended
+    record, (state, node) = row.record, row.body
     try:
         db.execute(
             END_STEP,
             (
-                *values,
+                *_run_values(view),
                 view.run,
                 view.version,
                 *_step_values(ended),
@@ -224,58 +212,45 @@ def _write_step_end(
     except sqlite3.IntegrityError as exc:
         if exc.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_TRIGGER:
             raise
-        return None
-    return view.run
+        return False
+    return True
 
 
-def _write_all(
-    db: sqlite3.Connection, view: SqlView, applied: Applied, values: tuple[Any, ...]
-) -> int | None:
-    """Write any commit; return the number of the run, or `None` if it is not as it was looked at."""
-    settled = [item for item in applied.changed.items() if item[1].status not in IN_HAND]
-    if (settled or applied.appended) and not db.in_transaction:
+def _write_all(db: sqlite3.Connection, view: SqlView) -> bool:
+    """Write any commit, unless the run is not as it was looked at."""
+    if (view.settled or view.appended) and not db.in_transaction:
         db.execute('BEGIN IMMEDIATE')
-    if (run := _write_run(db, view, applied, values)) is None:
-        return None
-    for seq, record in settled:
-        db.execute(_CHANGE_STEP, (*_step_values(record), run, seq))
-    for row in applied.appended:
-        add_step(db, run, row)
-    return run
+    finishes = bool(view.appended) and any(row.record.kind == 'end' for row in view.appended)
+    if view.run is None:
+        status, *values = _run_values(view)
+        view.run = begin_run(db, view.run_id, view.begins or NAMELESS, (status, finishes, *values))
+        if view.run is None:
+            return False
+    elif not db.execute(_CHANGE_RUN, (*_run_values(view), view.run, view.version)).rowcount:
+        return False
+    elif finishes:
+        db.execute(_FINISH_RUN, (view.run,))
+    view.version += 1
+    for seq, record in view.settled.items():
+        db.execute(_CHANGE_STEP, (*_step_values(record), view.run, seq))
+    for row in view.appended:
+        add_step(db, view.run, row)
+    return True
 
 
-def _run_values(
-    view: SqlView, applied: Applied, in_hand: dict[int, StepRecord], updated: int
-) -> tuple[Any, ...]:
+def _run_values(view: SqlView) -> tuple[Any, ...]:
     """Return the columns of the row of the run that change, in the order of `_CHANGE_RUN`."""
-    steps = (row.record for row in reversed(applied.appended) if not row.record.is_part)
-    newest = next(steps, None) or cast(StepRecord, view.newest)
-    newest = applied.changed.get(newest.seq, newest)
-    fence, owner, expires, _ = applied.ownership
+    fence, owner, expires, _ = view.ownership
+    in_hand = view.in_hand.values()
     return (
-        run_status(newest, in_hand.values()),
-        applied.receipt.last,
-        updated,
+        run_status(cast(StepRecord, view.newest), in_hand),
+        view.last,
+        view.updated,
         fence,
         None if owner is None else dump_owner(owner),
         None if expires is None else stamp(expires),
-        _dump_in_hand(in_hand.values()) if in_hand else '[]',
+        _dump_in_hand(in_hand) if in_hand else '[]',
     )
-
-
-def _write_run(
-    db: sqlite3.Connection, view: SqlView, applied: Applied, values: tuple[Any, ...]
-) -> int | None:
-    """Write the row of the run; return its number, or `None` if it is not as it was looked at."""
-    finishes = any(row.record.kind == 'end' for row in applied.appended)
-    if view.run is not None:
-        if not db.execute(_CHANGE_RUN, (*values, view.run, view.version)).rowcount:
-            return None
-        if finishes:
-            db.execute(_FINISH_RUN, (view.run,))
-        return view.run
-    about = applied.begins or NAMELESS
-    return begin_run(db, view.run_id, about, (values[0], finishes, *values[1:]))
 
 
 def begin_run(db: sqlite3.Connection, run_id: str, about: About, values: tuple[Any, ...]) -> int | None:

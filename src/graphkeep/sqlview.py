@@ -9,7 +9,6 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from .backend import Applied
 from .codec import Body
 from .commit import NAMELESS, UNOWNED, About, Attempt, Ownership, Row, StepRecord
 from .errors import CorruptSnapshotError
@@ -122,6 +121,11 @@ class SqlView:
         self.newest: StepRecord | None = None
         self._known: dict[str, StepRecord] = {}  # by id: of those that are asked for, the newest with that id
         self._room = _KNOWN
+        # of the commit that is being made
+        self.settled: dict[int, StepRecord] = {}  # what changed and nobody has in hand, by number
+        self.appended: list[Row] = []
+        self.begins: About | None = None
+        self._moved = 0
         if (values := db.execute(_FIND_RUN, (run_id,)).fetchone()) is not None:
             self._read(*values)
 
@@ -181,57 +185,55 @@ class SqlView:
         except UNREADABLE as exc:
             raise unreadable(self.run_id, exc) from exc
 
-    def in_hand_after(self, applied: Applied) -> dict[int, StepRecord]:
-        """Return what is in hand after a commit."""
-        if not applied.changed:
-            return self.in_hand
-        in_hand = self.in_hand.copy()
-        for seq, record in applied.changed.items():
-            if record.status in IN_HAND:
-                in_hand[seq] = record
-            else:
-                in_hand.pop(seq, None)
-        return in_hand
+    # ------------------------------------------------------------------------------ what a commit makes of it
 
-    def updated_after(self, applied: Applied) -> int:
-        """Return when a step last began or ended after a commit, or the run did or changed hands."""
-        updated = 0
-        for record in applied.changed.values():
-            if record.start_ts:
-                updated = max(updated, _last_change(record))
-        for row in applied.appended:
-            if row.record.start_ts:
-                updated = max(updated, _last_change(row.record))
-        if applied.begins is not None:
-            updated = max(updated, stamp(applied.begins.created) or 0)
-        # what ended with something appended, ended last
-        if applied.appended and updated:
-            return updated
-        return max(updated, self.updated, stamp(applied.ownership.since) or 0)
-
-    def advance(self, run: int, applied: Applied, in_hand: dict[int, StepRecord], updated: int) -> None:
-        """Take over what was committed."""
-        self.run, self.updated = run, updated
-        self.version += 1
-        self.ownership, self.in_hand = applied.ownership, in_hand
-        known, newest = self._known, self.newest
-        for seq, record in applied.changed.items():
-            known[record.id] = record
-            if newest is not None and seq == newest.seq:
-                newest = record
-        for row in applied.appended:
-            record = row.record
-            known[record.id] = record
-            self.last = record.seq
-            if not record.is_part:
-                newest = record
-        self.newest = newest
-        if len(known) > self._room:
-            kept = [*in_hand.values(), *([newest] if newest else ())]
+    def start(self) -> None:
+        """Expect a commit."""
+        self.settled, self.appended, self.begins, self._moved = {}, [], None, 0
+        if len(self._known) > self._room:
+            kept = [*self.in_hand.values(), *([self.newest] if self.newest else ())]
             # tasks that are to be run will be asked for
-            kept += [record for record in known.values() if record.is_part and record.status == 'created']
+            kept += [r for r in self._known.values() if r.is_part and r.status == 'created']
             self._known = {record.id: record for record in kept}
             self._room = max(_KNOWN, 2 * len(kept))
+
+    def change(self, record: StepRecord) -> None:
+        """Put a record into the place of the one with its number."""
+        seq = record.seq
+        self._known[record.id] = record
+        if record.status in IN_HAND:
+            self.in_hand[seq] = record
+            self.settled.pop(seq, None)
+        else:
+            self.in_hand.pop(seq, None)
+            self.settled[seq] = record
+        if self.newest is not None and seq == self.newest.seq:
+            self.newest = record
+        if record.start_ts is not None and (moved := _last_change(record)) > self._moved:
+            self._moved = moved
+
+    def begin(self, about: About) -> None:
+        """Know this of the run, of which nothing is stored yet."""
+        self.begins, self._moved = about, stamp(about.created) or 0
+
+    def append(self, row: Row) -> None:
+        """Add the row that comes next."""
+        record = row.record
+        self.appended.append(row)
+        self._known[record.id] = record
+        self.last = record.seq
+        if not record.is_part:
+            self.newest = record
+        if record.start_ts is not None:
+            self._moved = max(self._moved, _last_change(record))
+
+    def finish(self) -> None:
+        """Know when a step last began or ended, or the run did or changed hands."""
+        # what ended with something appended, ended last
+        if self.appended and self._moved:
+            self.updated = self._moved
+        else:
+            self.updated = max(self._moved, self.updated, stamp(self.ownership.since) or 0)
 
 
 def view_run(run_id: str, db: sqlite3.Connection) -> SqlView:

@@ -31,7 +31,7 @@ class StepRun(AbstractAsyncContextManager[None]):
         persistence = self._persistence
         if persistence._ended is not None or persistence._failed is not None:
             await persistence._flush()
-        start = StatusChange(self._snapshot_id, START, persistence._now())
+        start = StatusChange(self._snapshot_id, START)
         if (latest := persistence._latest) is not None and latest[0] == self._snapshot_id and latest[1]:
             start.seq = latest[1]
         self._begun = perf_counter()

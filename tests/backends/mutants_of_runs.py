@@ -26,7 +26,7 @@ __all__ = ()
 class WithoutFence(_MemoryRun):
     def commit(self, commit: Commit) -> Receipt:
         if commit.writer.fence is not None:
-            commit = commit.by(commit.writer._replace(fence=self.log.ownership.fence, holder=None))
+            commit.writer = commit.writer._replace(fence=self.log.ownership.fence, holder=None)
         return super().commit(commit)
 
 
@@ -89,7 +89,8 @@ class TestLosesTheOrder(Mutant):
 
 class NeverFree(_MemoryRun):
     def commit(self, commit: Commit) -> Receipt:
-        return super().commit(commit.by(commit.writer._replace(give_up=False)))
+        commit.writer = commit.writer._replace(give_up=False)
+        return super().commit(commit)
 
 
 class TestForgetsToGiveUp(Mutant):
@@ -270,7 +271,8 @@ class TestReadsAPageOfRows(Mutant):
 
 class LongLease(_MemoryRun):
     def commit(self, commit: Commit) -> Receipt:
-        return super().commit(commit.by(commit.writer._replace(lease=1e6)))
+        commit.writer = commit.writer._replace(lease=1e6)
+        return super().commit(commit)
 
 
 class TestNeverExpires(Mutant):

@@ -16,12 +16,13 @@ from typing import Any, cast
 import anyio
 import anyio.to_thread
 import pytest
+from anyio.abc import TaskGroup
 
 from graphkeep import LockTimeoutError, SqliteStore, StorageError
-from graphkeep.backend import Turn
+from graphkeep.backend import TryAgain, Turn
 from graphkeep.commit import Commit, Receipt
 from graphkeep.sqldb import Database
-from tests.backends.sqlfaults import failing, watch
+from tests.backends.sqlfaults import Statements, failing, watch
 from tests.backends.stores import Count, Tally, begin, count_up
 
 pytestmark = pytest.mark.anyio
@@ -235,17 +236,19 @@ async def test_doubts_of_their_own(path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 class Barred(Turn):
-    """A turn that cannot be entered before it is let in."""
+    """A turn whose mutex cannot be had before it is let in."""
 
     def __init__(self) -> None:
+        super().__init__(cast('Any', self))
         self.tries = 0
         self.barred = True
 
-    def enter(self, *, wait: bool) -> bool:
+    def acquire(self, *, blocking: bool) -> bool:
+        assert not blocking
         self.tries += 1
         return not self.barred
 
-    def leave(self) -> None:
+    def release(self) -> None:
         pass
 
     def open(self) -> Commit:
@@ -287,6 +290,92 @@ async def test_turn_that_does_not_come(path: Path, barred: bool):
         await anyio.to_thread.run_sync(waiting.exception, 5)
         assert isinstance(waiting.exception(), LockTimeoutError if barred else type(None))
         assert turn.tries < 60, 'it is tried again and again without a pause'
+
+
+# -------------------------------------------------------------------------------- what need not wait any more
+
+
+class Busy:
+    """Has the store's thread stand still in its transaction, and knows which thread writes which step."""
+
+    def __init__(self, statements: Statements):
+        self.entered, self.go = threading.Event(), threading.Event()
+        self.by_loop: list[bool] = []
+        self._loop = threading.current_thread()
+        statements.hook = self.reach
+
+    def reach(self, sql: str) -> None:
+        """Reach this statement."""
+        by_loop = threading.current_thread() is self._loop
+        if sql == 'COMMIT' and not by_loop and not self.entered.is_set():
+            self.entered.set()
+            assert self.go.wait(10)
+        if sql.startswith('INSERT INTO steps'):
+            self.by_loop.append(by_loop)
+
+    async def begin(self, store: SqliteStore, path: Path, tasks: TaskGroup) -> None:
+        """Have a run begin that waits for the lock, so that the thread writes it; return once it does."""
+        with locked(path):
+            tasks.start_soon(begin, store, 'first')
+            await anyio.wait_all_tasks_blocked()
+        assert await anyio.to_thread.run_sync(self.entered.wait, 10)
+
+
+async def test_what_comes_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What comes while a thread writes is made where it comes from, and does not keep the thread at it."""
+    statements = watch(monkeypatch)
+    async with SqliteStore(path) as store:
+        await begin(store, 'opens')
+        busy = Busy(statements)
+        async with anyio.create_task_group() as tasks:
+            await busy.begin(store, path, tasks)
+            tasks.start_soon(begin, store, 'second')
+            tasks.start_soon(begin, store, 'third')
+            await anyio.wait_all_tasks_blocked()
+            busy.go.set()
+        assert busy.by_loop == [False, True, True]
+        assert len(await store.runs()) == 4
+
+
+async def test_what_comes_meanwhile_and_is_cancelled(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of what came while a thread wrote, and was cancelled, nothing is made; the rest is."""
+    statements = watch(monkeypatch)
+    async with SqliteStore(path) as store:
+        await begin(store, 'opens')
+        busy = Busy(statements)
+        async with anyio.create_task_group() as tasks:
+            await busy.begin(store, path, tasks)
+            tasks.start_soon(begin, store, 'second')
+            async with anyio.create_task_group() as cancelled:
+                cancelled.start_soon(begin, store, 'third')
+                await anyio.wait_all_tasks_blocked()
+                cancelled.cancel_scope.cancel()
+                busy.go.set()
+        assert [info.id for info in await store.runs()] == ['first', 'opens', 'second']
+
+
+async def test_lease_that_is_renewed_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A renewal that comes while a thread writes is made as soon as that is done."""
+    statements = watch(monkeypatch)
+    async with SqliteStore(path) as store:
+        await begin(store, 'run')
+        persistence: Any = store.run('run')
+        persistence.set_graph_types(count_up)
+        snapshot = await persistence.load_next()
+        before = await store.runs(status='pending')
+        busy = Busy(statements)
+        async with anyio.create_task_group() as tasks:
+            await busy.begin(store, path, tasks)
+            await anyio.to_thread.run_sync(persistence._claims._renew)
+            assert not persistence._claims._renewing.done()
+            busy.go.set()
+        exc = await anyio.to_thread.run_sync(persistence._claims._renewing.exception, 5)
+        assert isinstance(exc, TryAgain)
+        after = await store.runs(status='pending')
+        assert cast('Any', after[0]).expires > before[0].expires
+        async with persistence.record_run(snapshot.id):
+            pass
+        await persistence.snapshot_node(Tally(), Count())
 
 
 # ---------------------------------------------------------------------------------------------- what is known
