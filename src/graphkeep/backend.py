@@ -194,8 +194,7 @@ def carry_out(commit: Commit, view: RunView, now: datetime) -> Receipt:
         view.change(record)
         seq, attempt = record.seq, record.attempt
     last = view.last
-    exists = commit.unless_exists is not None and view.find(commit.unless_exists) is not None
-    if commit.rows and not exists and not (commit.unless_any and last):
+    if commit.rows and not _is_there(commit, view):
         if not last:
             view.begin(commit.about._replace(created=now))
         for row in commit.rows:
@@ -203,6 +202,13 @@ def carry_out(commit: Commit, view: RunView, now: datetime) -> Receipt:
             view.append(Row(row.record.numbered(last), row.body))
     view.ownership = ownership
     return Receipt(ownership.fence, seq, attempt, last)
+
+
+def _is_there(commit: Commit, view: RunView) -> bool:
+    """Whether there is what the rows of the commit are not to be added to."""
+    if commit.unless_any and view.last:
+        return True
+    return commit.unless_exists is not None and view.find(commit.unless_exists) is not None
 
 
 @dataclass(slots=True)

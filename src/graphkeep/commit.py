@@ -381,7 +381,7 @@ def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> O
         owner = ownership.owner
         if writer.fence != fence or owner is None or writer.holder not in (None, owner.id):
             raise OwnershipLostError(run_id, owner)
-    elif not ownership.is_free(now):
+    elif ownership.owner is not None and not ownership.is_free(now):
         raise RunOwnedError(run_id, ownership.owner, ownership.expires)
     elif writer.take is not None:
         fence += 1

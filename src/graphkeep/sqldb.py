@@ -20,8 +20,8 @@ from typing import Final, Protocol, TypeVar
 
 from .backend import LockBusy, TryAgain, Turn
 from .commit import Commit, Receipt
-from .directories import sync_directory
 from .errors import GraphkeepError, LockTimeoutError, StorageError, another
+from .sqllog import WriteAheadLog
 from .sqlopen import open_file, ours, translated
 from .sqlreaders import Readers, roll_back
 from .sqlschema import APPLICATION_ID
@@ -35,8 +35,10 @@ T = TypeVar('T')
 _WAIT: Final = 0.0005, 0.02  # seconds between two tries for the lock: the first and the longest wait
 _LOOK: Final = 64  # commits between two looks at how long the log is
 # Bytes of the log from which on it is written back into the file. Where the disk is waited for, a short one
-# pays: what is written over is on the disk sooner than what makes the log longer.
+# pays, of which more is kept than is used: what is written over is on the disk sooner than what makes the log
+# longer.
 _LONG: Final = {False: 16 * 2**20, True: 2 * 2**20}
+_KEPT: Final = {False: 16 * 2**20, True: 8 * 2**20}
 
 
 class Stage(Protocol):
@@ -120,11 +122,9 @@ class Database:
         self._backed.set()
         self._threads = ThreadPoolExecutor(3, thread_name_prefix='graphkeep-sqlite')
         self._syncing = 0  # how many are about to wait for the disk besides those
-        self._doubtful: OSError | None = None  # why what is in the log may not be on the disk
         self._commits = 0
         self._long = False
-        self._wal = f'{self.path}-wal'
-        self._log: int | None = None  # open for `_sync`; SQLite has no locks on that file
+        self._log: WriteAheadLog | None = None
 
     def forked(self) -> None:
         """Leave the connections, which are the parent's, and begin anew."""
@@ -218,18 +218,14 @@ class Database:
 
     def _look_at_log(self) -> None:
         """See whether the log is long; if so have it written back, or wait for that if it still grows."""
-        size = self._log_size()
-        if self._backed.is_set() and size > _LONG[self.durable]:
+        long = _LONG[self.durable]
+        if self._log is None or not self._log.reaches(long):
+            return
+        if self._backed.is_set():
             self._backed.clear()
             self._start(self._write_back)
-        elif size > 2 * _LONG[self.durable]:
+        elif self._log.reaches(2 * long):
             self._long = True
-
-    def _log_size(self) -> int:
-        try:
-            return os.stat(self._wal).st_size
-        except OSError:
-            return 0
 
     def _write_back(self) -> None:
         """Write the log back while others go on writing, then what they added, and begin it anew.
@@ -416,16 +412,8 @@ class Database:
         SQLite would do it within the transaction (`PRAGMA synchronous = FULL`). Here nobody else is kept from
         writing meanwhile, and commits that need not wait do not. What was committed before lasts with it.
         """
-        if self._log is None:
-            return
-        if self._doubtful is not None:
-            # the system says once that something is not on the disk, and then no more
-            raise another(self._doubtful)
-        try:
-            getattr(os, 'fdatasync', os.fsync)(self._log)
-        except OSError as exc:
-            self._doubtful = exc
-            raise
+        if self.durable and self._log is not None:
+            self._log.sync()
 
     def close(self) -> None:
         """Make what waits, and close every connection.
@@ -446,14 +434,13 @@ class Database:
             if self._syncing or not all(e.is_set() for e in (self._idle, self._lasting, self._backed)):
                 return False
             self.ready, self._shut = False, True
-            self._doubtful = None
             self.readers.close()
             writer, self._writer = self._writer, None
             if writer is not None:
                 writer.close()
             log, self._log = self._log, None
             if log is not None:
-                os.close(log)
+                log.close()
         return True
 
     @contextmanager
@@ -474,19 +461,18 @@ class Database:
     def _connected(self, until: float) -> sqlite3.Connection:
         if self._writer is None:
             writer = self._patiently(lambda: open_file(self.path, durable=self.durable), until)
-            self._wal = f'{os.path.realpath(self.path)}-wal'  # where SQLite has it
-            # what the log is cut to when it begins anew; so its length tells whether it is long
-            writer.execute(f'PRAGMA journal_size_limit = {_LONG[self.durable]}')
-            if self.durable:
-                try:
-                    self._log = os.open(self._wal, os.O_RDWR)
-                    sync_directory(os.path.dirname(self._wal))  # it is new with the first connection of all
-                except OSError as exc:
-                    writer.close()
-                    raise StorageError(str(self.path), 'open', exc) from exc
-            if self._log_size() > _LONG[self.durable]:  # all others end before they have looked at it
+            # what the log is cut to when it begins anew
+            writer.execute(f'PRAGMA journal_size_limit = {_KEPT[self.durable]}')
+            try:
+                log = WriteAheadLog(self.path)
+                if self.durable:
+                    log.sync_name()  # it is new with the first connection of all
+            except OSError as exc:
+                writer.close()
+                raise StorageError(str(self.path), 'open', exc) from exc
+            if log.reaches(_LONG[self.durable]):  # all others end before they have looked at it
                 _begin_log_anew(writer)
-            self._writer, self.ready = writer, not self._shut
+            self._writer, self._log, self.ready = writer, log, not self._shut
         return self._writer
 
     def _stay_open(self) -> None:

@@ -205,8 +205,8 @@ class SqlView:
             self.in_hand[seq] = record
             self.settled.pop(seq, None)
         else:
-            self.in_hand.pop(seq, None)
             self.settled[seq] = record
+            self.in_hand.pop(seq, None)
         if self.newest is not None and seq == self.newest.seq:
             self.newest = record
         if record.start_ts is not None and (moved := _last_change(record)) > self._moved:

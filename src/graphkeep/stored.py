@@ -49,8 +49,8 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
     - *Ownership*: starting a node, or being handed one, takes the run; the end of the step gives it up. While
       it is held the lease is renewed in the background. A write by a former owner is refused with
       `OwnershipLostError`.
-    - *Faithful*: with `verify=True` every snapshot is decoded again before it is written, and refused with
-      `UnfaithfulSnapshotError` if that is not what was given.
+    - *Faithful*: with `verify=True` every snapshot that would not be loaded as it was given is refused with
+      `UnfaithfulSnapshotError` before it is written.
     """
 
     def __init__(
