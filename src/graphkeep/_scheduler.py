@@ -125,7 +125,7 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
         elif resumed.tasks:
             self._first_task = resumed.tasks[0]
         _close(self._iterator_instance)
-        self._iterator_instance = _Iterator(
+        self._iterator_instance = self._scheduler = _Iterator(
             self.graph,
             self.state,
             self.deps,
@@ -133,7 +133,7 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
             self._get_next_node_run_id,
             self._get_next_task_id,
         )
-        self._iterator_instance.attach(task_run, resumed)
+        self._scheduler.attach(task_run, resumed)
         self._iterator = self._iterator_instance.iter_graph(self._first_task)
 
     async def __anext__(self) -> Any:
@@ -143,7 +143,7 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
         try:
             event: Any = await super().__anext__()
             if not isinstance(event, EndMarker):
-                await cast(_Iterator, self._iterator_instance).see(event)
+                await self._scheduler.see(event)
         except StopAsyncIteration as exc:
             if self._is_told(exc):
                 raise RuntimeError('a step raised StopAsyncIteration') from exc  # this is not the end
@@ -174,6 +174,16 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
         if self._next is None and self._resumed is not None:
             return list(self._resumed.tasks)
         return super().next_task
+
+
+class _Nothing:
+    """In the place of the scope of a task that has ended."""
+
+    def cancel(self) -> None:
+        """Do nothing."""
+
+
+_NOTHING_TO_CANCEL: Final = cast(Any, _Nothing())
 
 
 class _Iterator(_GraphIterator[Any, Any, Any]):
@@ -281,6 +291,10 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             if not cast(Results, self.iter_stream_receiver).closed:
                 raise
             # older hosts let this out if the run is left just when a task has ended
+        else:
+            if t_.task_id in self.cancel_scopes:
+                # it is cancelled when its result is handled, which takes the host long to do nothing
+                self.cancel_scopes[t_.task_id] = _NOTHING_TO_CANCEL
 
     async def _finish_task(self, task_id: TaskID) -> None:
         runs = task_id in self.cancel_scopes
@@ -349,7 +363,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
             self._returned[task.task_id] = item.task_id
             self._items[task.task_id] = item.node_id
         else:
-            tasks = cast('Sequence[GraphTask]', result)
+            tasks: Sequence[GraphTask] = result
             if any(_is_stream(one.inputs) for one in tasks):
                 self._carry(task, flight, tasks)
                 return result
@@ -479,7 +493,7 @@ class _Iterator(_GraphIterator[Any, Any, Any]):
     def _close_joins(self) -> str | None:
         """Record the end of the joins that have closed since, and of what they hold; return one of them."""
         closed: str | None = None
-        active = cast('dict[tuple[str, str], Any]', self.active_reducers)
+        active: dict[Any, Any] = self.active_reducers
         for key in [key for key in self._reduced if key not in active]:
             closed = key[0]
             for item in self._reduced.pop(key):

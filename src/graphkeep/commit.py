@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from .errors import OwnershipLostError, RunOwnedError, SnapshotStatusError
@@ -395,4 +395,9 @@ def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> O
         return Ownership(fence, since=since)
     if writer.take is None:
         return ownership
-    return Ownership(fence, writer.take, now + timedelta(seconds=writer.lease), since)
+    return Ownership(fence, writer.take, now + _span(writer.lease), since)
+
+
+@lru_cache(maxsize=16)
+def _span(seconds: float) -> timedelta:
+    return timedelta(seconds=seconds)

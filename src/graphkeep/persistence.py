@@ -429,7 +429,7 @@ class StatePersistence(
 
     def _row(self, snapshot: Snapshot[StateT, RunEndT]) -> Row:
         if isinstance(snapshot, NodeSnapshot):
-            record = StepRecord(id=snapshot.id, node_id=snapshot.node.get_node_id())
+            record = StepRecord(snapshot.id, snapshot.node.get_node_id())
         else:
             record = StepRecord(
                 id=snapshot.id, kind='end', node_id='End', status='success', start_ts=snapshot.ts

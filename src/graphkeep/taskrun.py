@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from time import perf_counter
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 import anyio
 import anyio.lowlevel
@@ -27,18 +26,18 @@ from .values import ValueCodec
 __all__ = ('TaskRun',)
 
 
-@dataclass(slots=True)
 class _Batch:
     """What is to be written next, all of it at once."""
 
-    rows: dict[str, Row] = field(default_factory=lambda: cast('dict[str, Row]', {}))
-    changes: list[StatusChange] = field(default_factory=lambda: cast('list[StatusChange]', []))
-    ended: dict[str, int] = field(default_factory=lambda: cast('dict[str, int]', {}))
-    """The stored tasks that have ended, with the attempts that are on record."""
-    by: str = 'the graph'
-    """The node of the task that ended last."""
-    over: bool = False
-    error: Exception | None = None
+    __slots__ = ('by', 'changes', 'ended', 'error', 'over', 'rows')
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self.changes: list[StatusChange] = []
+        self.ended: dict[str, int] = {}  # the stored tasks that have ended, with the attempts on record
+        self.by = 'the graph'  # the node of the task that ended last
+        self.over = False
+        self.error: Exception | None = None
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.changes)

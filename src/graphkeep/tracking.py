@@ -164,7 +164,7 @@ class Tracker:
                 waiting = resume(value)
             except StopIteration as stop:
                 self._look_after(flight, ended=ends)
-                return cast(T, stop.value)
+                return stop.value
             except BaseException:
                 self._look_after(flight, ended=True)
                 raise
