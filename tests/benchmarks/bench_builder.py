@@ -116,7 +116,8 @@ async def _best(path: Path, *subjects: tuple[Timed, bool], rounds: int = ROUNDS)
     return best
 
 
-def _timed(built: Graph[Any, Any, Any, Any], *, tracking: Tracking = 'exact', **start: Any) -> Timed:
+def timed_run(built: Graph[Any, Any, Any, Any], *, tracking: Tracking = 'exact', **start: Any) -> Timed:
+    """Return what runs the graph, recorded in the file if one is given, and tells the seconds it took."""
     persistent = PersistentGraph(built, tracking=tracking)
     state = start.pop('state', lambda: None)
 
@@ -140,7 +141,7 @@ def test_map(benchmark: Any, tmp_path: Path, tasks: int) -> None:
     """What recording adds to each task of a map, to ours and to LangGraph's."""
 
     async def run() -> dict[str, float]:
-        ours, theirs = _timed(mapped(), inputs=tasks), fanned_out(tasks)
+        ours, theirs = timed_run(mapped(), inputs=tasks), fanned_out(tasks)
         subjects = [(ours, False), (ours, True)]
         rounds = ROUNDS if tasks < 10_000 else 2
         if tasks == 1_000:
@@ -172,7 +173,7 @@ def test_linear(benchmark: Any, tmp_path: Path) -> None:
             return perf_counter() - begun
 
     async def run() -> dict[str, float]:
-        ours = _timed(linear(1_000), state=lambda: Counting(0, 'x' * 100))
+        ours = timed_run(linear(1_000), state=lambda: Counting(0, 'x' * 100))
         plain, builder, nodes = await _best(tmp_path, (ours, False), (ours, True), (base_nodes, True))
         return {
             'plain builder run, µs a step': plain * 1e3,
@@ -187,8 +188,8 @@ def test_slices(benchmark: Any, tmp_path: Path) -> None:
     """What it costs to look at a state of a megabyte after each of 1,600 slices."""
 
     async def run() -> dict[str, float]:
-        exact = _timed(sliced(200), state=Large)
-        barrier = _timed(sliced(200), state=Large, tracking='barrier')
+        exact = timed_run(sliced(200), state=Large)
+        barrier = timed_run(sliced(200), state=Large, tracking='barrier')
         plain, looked, waited = await _best(
             tmp_path, (exact, False), (exact, True), (barrier, True), rounds=3
         )
