@@ -35,6 +35,8 @@ class Calling(NamedTuple):
     """Whether to call on the event loop's own thread."""
     stubborn: bool
     """Whether a cancellation is put off while the storage is locked, and not only while the call is made."""
+    inline_again: bool = False
+    """Whether to call on the event loop's own thread what need not wait elsewhere any more."""
 
 
 async def call(
@@ -58,8 +60,13 @@ async def call(
         except LockBusy as busy:
             if interrupted is not None and not how.stubborn:
                 raise interrupted from None
-            if isinstance(busy, TryAgain) or inline is not how.inline:
-                inline = not inline
+            if isinstance(busy, TryAgain):
+                if not how.stubborn:
+                    await anyio.lowlevel.checkpoint_if_cancelled()
+                inline = how.inline_again
+                continue
+            if inline and not how.inline:  # there is something to wait for again
+                inline = False
                 continue
             if waited >= how.lock_timeout:
                 redeliver(interrupted)

@@ -39,8 +39,8 @@ def certainty_of(schema: Any) -> _Test:
     if schema['type'] == 'definitions':
         schema, definitions = schema['schema'], schema['definitions']
     try:
-        return _read(schema['items_schema'], {one['ref']: one for one in definitions}).one
-    except (_UnknownError, KeyError):
+        return _Reader(definitions).read(schema['items_schema'], 0).one
+    except Exception:  # whatever a schema of somebody's own may hold: its values are loaded and compared
         return _never
 
 
@@ -95,11 +95,16 @@ def _items(cls: type[Any], each: _Test) -> _Certain:
     return _by_one(holds)
 
 
-def _entries(keys: _Test, each: _Test) -> _Certain:
+def _entries(each: _Test) -> _Certain:
     def holds(value: Any) -> bool:
-        return type(value) is dict and keys(value) and each(value.values())
+        return type(value) is dict and _are_keys(value) and each(value.values())
 
     return _by_one(holds)
+
+
+def _are_keys(keys: Any) -> bool:
+    # a lone surrogate in a text raises when it is written, but in a key something else is written for it
+    return _SINGLE['str'].each(keys) and all(map(str.isascii, keys))
 
 
 def _fields(cls: type[Any], parts: Mapping[str, _Test]) -> _Test:
@@ -115,7 +120,7 @@ def _fields(cls: type[Any], parts: Mapping[str, _Test]) -> _Test:
         if len(held) != size:
             for name in held:
                 # what its class does not declare is not written, and need not be if its name says so
-                if name not in parts and not name.startswith('_'):
+                if name not in parts and not (type(name) is str and name.startswith('_')):
                     return False
         return True
 
@@ -147,6 +152,7 @@ _OFF: Final = ('post_init', 'custom_init', 'root_model', 'computed_fields', 'col
 """What changes how a value is loaded or written, unless it is empty or false."""
 _SETTINGS: Final = {'title', 'ser_json_inf_nan'}
 """The settings of a class that are no matter to what is certain."""
+_LEVELS: Final = 100  # of JSON, which can be read with about 200 in any case
 
 
 def _check(schema: _Schema) -> None:
@@ -162,53 +168,87 @@ def _check(schema: _Schema) -> None:
         raise _UnknownError
 
 
-def _read(schema: _Schema, definitions: Mapping[str, _Schema]) -> _Certain:
-    """Return what is certain of the values of a schema.
+class _Reader:
+    """Reads schemas, each definition once."""
 
-    Raises:
-        _UnknownError: if there is anything unknown in it.
-    """
-    _check(schema)
-    match schema:
-        case {'type': 'definition-ref', 'schema_ref': ref} if ref in definitions:
-            # without itself: a type that holds itself may be nested too deeply to be read
-            return _read(definitions[ref], {name: one for name, one in definitions.items() if name != ref})
-        case {'type': 'default', 'schema': inner}:
-            return _read(inner, definitions)
-        case {'type': 'nullable', 'schema': inner}:
-            one = _read(inner, definitions).one
-            return _by_one(lambda value: value is None or one(value))
-        case {'type': 'list', 'items_schema': items}:
-            return _items(list, _read(items, definitions).each)
-        case {'type': 'tuple', 'items_schema': [items], 'variadic_item_index': 0}:
-            return _items(tuple, _read(items, definitions).each)
-        case {'type': 'dict', 'keys_schema': {'type': 'str'} as keys, 'values_schema': values}:
-            return _entries(_read(keys, definitions).each, _read(values, definitions).each)
-        case {'type': 'dataclass', 'cls': cls, 'schema': {'type': 'dataclass-args'} as args}:
-            _check(args)
-            fields = {field['name']: field for field in args['fields']}
-            return _by_one(_fields(cls, _parts(cls, fields, cls.__dataclass_fields__, definitions)))
-        case {'type': 'model', 'cls': cls, 'schema': {'type': 'model-fields', 'fields': fields} as args}:
-            _check(args)
-            holds = _fields(cls, _parts(cls, fields, cls.model_fields, definitions))
-            return _by_one(lambda value: holds(value) and value.__pydantic_extra__ is None)
-        case {'type': kind} if kind in _SINGLE:
-            return _SINGLE[kind]
-        case _:
+    def __init__(self, definitions: Iterable[_Schema]):
+        self._definitions = {one['ref']: one for one in definitions}
+        self._known: dict[str, tuple[_Certain, int]] = {}
+        self._deepest = 0
+
+    def read(self, schema: _Schema, depth: int) -> _Certain:
+        """Return what is certain of the values of a schema, which are so many levels deep in others.
+
+        Raises:
+            _UnknownError: if there is anything unknown in it.
+        """
+        _check(schema)
+        self._reach(depth)
+        below = depth + 1
+        match schema:
+            case {'type': 'definition-ref', 'schema_ref': ref}:
+                return self._defined(ref, depth)
+            case {'type': 'default', 'schema': inner}:
+                return self.read(inner, depth)
+            case {'type': 'nullable', 'schema': inner}:
+                one = self.read(inner, depth).one
+                return _by_one(lambda value: value is None or one(value))
+            case {'type': 'list', 'items_schema': items}:
+                return _items(list, self.read(items, below).each)
+            case {'type': 'tuple', 'items_schema': [items], 'variadic_item_index': 0}:
+                return _items(tuple, self.read(items, below).each)
+            case {'type': 'dict', 'keys_schema': {'type': 'str'} as keys, 'values_schema': values}:
+                _check(keys)
+                return _entries(self.read(values, below).each)
+            case {'type': 'dataclass', 'cls': cls, 'schema': {'type': 'dataclass-args'} as args}:
+                _check(args)
+                fields = {field['name']: field for field in args['fields']}
+                if fields.keys() != set(schema['fields']):
+                    raise _UnknownError
+                return _by_one(_fields(cls, self._parts(cls, fields, cls.__dataclass_fields__, below)))
+            case {'type': 'model', 'cls': cls, 'schema': {'type': 'model-fields', 'fields': fields} as args}:
+                _check(args)
+                holds = _fields(cls, self._parts(cls, fields, cls.model_fields, below))
+                return _by_one(lambda value: holds(value) and _has_no_extra(value))
+            case {'type': kind} if kind in _SINGLE:
+                return _SINGLE[kind]
+            case _:
+                raise _UnknownError
+
+    def _reach(self, depth: int) -> None:
+        self._deepest = max(self._deepest, depth)
+        if self._deepest > _LEVELS:
             raise _UnknownError
 
+    def _defined(self, ref: str, depth: int) -> _Certain:
+        if ref not in self._known:
+            # gone while it is read: a type that holds itself may be nested too deeply to be loaded
+            definition, before, self._deepest = self._definitions.pop(ref), self._deepest, depth
+            certain = self.read(definition, depth)
+            self._known[ref] = certain, self._deepest - depth
+            self._deepest = max(self._deepest, before)
+        certain, levels = self._known[ref]
+        self._reach(depth + levels)
+        return certain
 
-def _parts(
-    cls: Any, fields: Mapping[str, _Schema], declared: Mapping[str, Any], definitions: Mapping[str, _Schema]
-) -> dict[str, _Test]:
-    """Return what is certain of the fields of a class, all that it declares."""
-    if (
-        fields.keys() != declared.keys()
-        or cls.__dictoffset__ == 0
-        or cls.__getattribute__ is not object.__getattribute__
-        or any(inspect.isdatadescriptor(inspect.getattr_static(cls, name, None)) for name in fields)
-    ):
-        raise _UnknownError
-    for field in fields.values():
-        _check(field)
-    return {name: _read(field['schema'], definitions).one for name, field in fields.items()}
+    def _parts(
+        self, cls: Any, fields: Mapping[str, _Schema], declared: Mapping[str, Any], depth: int
+    ) -> dict[str, _Test]:
+        """Return what is certain of the fields of a class, all that it declares."""
+        bases: tuple[type[Any], ...] = cls.__mro__
+        if (
+            fields.keys() != declared.keys()
+            or cls.__dictoffset__ == 0
+            or cls.__new__ is not object.__new__
+            or cls.__getattribute__ is not object.__getattribute__  # which subclasses of builtins do not have
+            or any(inspect.isdatadescriptor(inspect.getattr_static(cls, name, None)) for name in fields)
+            or any(isinstance(vars(base).get('__dict__'), property) for base in bases)
+        ):
+            raise _UnknownError
+        for field in fields.values():
+            _check(field)
+        return {name: self.read(field['schema'], depth).one for name, field in fields.items()}
+
+
+def _has_no_extra(value: Any) -> bool:
+    return getattr(value, '__pydantic_extra__', 0) is None

@@ -133,7 +133,7 @@ class _Write(Turn):
     __slots__ = ('_claims',)
 
     def __init__(self, claims: Claims):
-        self.mutex = claims.mutex
+        super().__init__(claims.mutex)
         self._claims = claims
 
     def settle(self, receipt: Receipt) -> None:
@@ -149,7 +149,7 @@ class Commitment(_Write):
     __slots__ = ('_commit', '_gives_up', '_in_hand')
 
     def __init__(self, claims: Claims, commit: Commit):
-        self.mutex = claims.mutex
+        self.mutex = claims.mutex  # and not by the base classes: a step makes two of these
         self._claims = claims
         self._commit = commit
 

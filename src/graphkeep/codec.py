@@ -1,7 +1,7 @@
 """Typed JSON in and out: states, nodes and results, through pydantic, in pydantic-graph 1.x's own format.
 
-Much of what Python holds is lost on the way through JSON, and silently. So each value is loaded back before
-it is written, unless its classes say enough or the caller asks otherwise, and compared with the one given; a
+Much of what Python holds is lost on the way through JSON, and silently. So each value that is not certain to
+come back is loaded before it is written, unless the caller asks otherwise, and compared with the one given; a
 difference refuses it.
 """
 
@@ -116,9 +116,9 @@ class Codec(Generic[StateT, RunEndT]):
         Args:
             snapshot: The snapshot.
             run_id: The run, for the error.
-            verify: Load what would be written, and refuse it unless it is exactly what was given; where that
-                is certain from its classes alone it is not loaded. Without this, what JSON or the declared
-                types do not hold is lost silently.
+            verify: Load what would be written, and refuse it unless it is exactly what was given; what is
+                certain to be is not loaded. Without this, what JSON or the declared types do not hold is
+                lost silently.
 
         Raises:
             UnfaithfulSnapshotError: if what would be loaded is not what was given, or it cannot be written.

@@ -32,6 +32,7 @@ __all__ = ('Database', 'Stage')
 E = TypeVar('E', bound=BaseException)
 T = TypeVar('T')
 
+_BRIEFLY: Final = 0.05  # seconds to wait for another thread of this process in any case
 _WAIT: Final = 0.0005, 0.02  # seconds between two tries for the lock: the first and the longest wait
 _LOOK: Final = 64  # commits between two looks at how long the log is
 # Bytes of the log from which on it is written back into the file. Where the disk is waited for, a short one
@@ -121,6 +122,7 @@ class Database:
         self._backed = threading.Event()  # unless the log is being written back
         self._backed.set()
         self._threads = ThreadPoolExecutor(3, thread_name_prefix='graphkeep-sqlite')
+        self._closing = 0  # how many wait until there is nothing more to do
         self._syncing = 0  # how many are about to wait for the disk besides those
         self._commits = 0
         self._long = False
@@ -150,10 +152,7 @@ class Database:
             raise LockBusy
         try:
             db, mutex = self._writer, stage.turn.mutex
-            self._commits += 1
-            if self._commits % _LOOK == 0:
-                self._look_at_log()
-            if self._long or db is None or not mutex.acquire(blocking=False):
+            if self._log_is_long() or db is None or not mutex.acquire(blocking=False):
                 raise LockBusy
             try:
                 return self._write_alone(db, stage, settles)
@@ -216,16 +215,16 @@ class Database:
                 else:
                     done.set_result(outcome)
 
-    def _look_at_log(self) -> None:
-        """See whether the log is long; if so have it written back, or wait for that if it still grows."""
-        long = _LONG[self.durable]
-        if self._log is None or not self._log.reaches(long):
-            return
-        if self._backed.is_set():
-            self._backed.clear()
-            self._start(self._write_back)
-        elif self._log.reaches(2 * long):
-            self._long = True
+    def _log_is_long(self) -> bool:
+        """Whether the log grows faster than a thread writes it back; if it is long, have one begin that."""
+        self._commits += 1
+        if self._commits % _LOOK == 0 and self._log is not None and self._log.reaches(_LONG[self.durable]):
+            if self._backed.is_set():
+                self._backed.clear()
+                self._start(self._write_back)
+            elif self._log.reaches(2 * _LONG[self.durable]):
+                self._long = True
+        return self._long
 
     def _write_back(self) -> None:
         """Write the log back while others go on writing, then what they added, and begin it anew.
@@ -239,10 +238,14 @@ class Database:
                 pin.execute('BEGIN')  # while somebody reads in it, nobody begins it anew
                 pin.execute('SELECT count(*) FROM sqlite_schema').fetchone()
                 db.execute('PRAGMA wal_checkpoint(PASSIVE)')
-                with self._mutex:
-                    pin.close()
-                    if self._writer is not None:
-                        _begin_log_anew(self._writer)
+                # not for long: who has it may wait for somebody's checkpoint, which waits for all who read
+                if self._mutex.acquire(timeout=_BRIEFLY):
+                    try:
+                        pin.close()
+                        if self._writer is not None:
+                            _begin_log_anew(self._writer)
+                    finally:
+                        self._mutex.release()
         finally:
             self._backed.set()
 
@@ -269,9 +272,10 @@ class Database:
                 outcomes, made = [(ticket, another(exc)) for ticket in batch], False
             except BaseException as exc:  # whatever it is, nobody may wait for ever
                 outcomes = [(ticket, another(exc)) for ticket in batch]
-            # what came meanwhile did not wait for a lock, and is made as well where it comes from
+            # what came meanwhile did not wait for a lock, and is made as well where it comes from; unless
+            # somebody waits for all there is to do
             again = [ticket for ticket, outcome in outcomes if outcome is None]
-            came = self._waiting() if made else []
+            came = self._waiting() if made and not self._closing else []
             with self._queue_mutex:
                 self._queue.extendleft(reversed(again))
                 self._syncing += 1
@@ -295,9 +299,13 @@ class Database:
 
     def _resolve(self, outcomes: Sequence[tuple[_Ticket, Receipt | BaseException]]) -> None:
         """Tell whoever waits, once what was committed lasts."""
-        synced = self._synced([outcome for _, outcome in outcomes])
-        with self._queue_mutex:
-            self._syncing -= 1
+        try:
+            synced = self._synced([outcome for _, outcome in outcomes])
+        except BaseException as exc:  # whatever it is, nobody may wait for ever
+            synced = [another(exc) for _ in outcomes]
+        finally:
+            with self._queue_mutex:
+                self._syncing -= 1
         for (ticket, _), outcome in zip(outcomes, synced, strict=True):
             ticket.resolve(outcome)
 
@@ -415,18 +423,27 @@ class Database:
         if self.durable and self._log is not None:
             self._log.sync()
 
+    def close_soon(self) -> None:
+        """Make all that waits from now on here, for `close` is called next."""
+        with self._queue_mutex:
+            self._closing += 1
+
     def close(self) -> None:
         """Make what waits, and close every connection.
 
         What is asked for later opens the file again; to stay, if it stores something.
         """
-        while True:
-            self._idle.wait()
-            self._lasting.wait()
-            self._backed.wait()
-            if self._close_if_idle():
-                return
-            time.sleep(_WAIT[0])
+        try:
+            while True:
+                self._idle.wait()
+                self._lasting.wait()
+                self._backed.wait()
+                if self._close_if_idle():
+                    return
+                time.sleep(_WAIT[0])
+        finally:
+            with self._queue_mutex:
+                self._closing -= 1
 
     def _close_if_idle(self) -> bool:
         """Close every connection, unless something is under way."""
@@ -435,12 +452,12 @@ class Database:
                 return False
             self.ready, self._shut = False, True
             self.readers.close()
-            writer, self._writer = self._writer, None
-            if writer is not None:
-                writer.close()
             log, self._log = self._log, None
             if log is not None:
                 log.close()
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                writer.close()
         return True
 
     @contextmanager
@@ -449,11 +466,12 @@ class Database:
         if self._long:
             self._backed.wait()  # here, where it delays no event loop
             self._long = False
-        if not self._mutex.acquire(timeout=min(self.busy_timeout, threading.TIMEOUT_MAX)):
+        patience = max(_BRIEFLY, min(self.busy_timeout, threading.TIMEOUT_MAX))
+        if not self._mutex.acquire(timeout=patience):
             raise LockTimeoutError(str(self.path), self.busy_timeout)
         try:
             db = self._connected(until)
-            self._look_at_log()
+            self._log_is_long()
             yield db
         finally:
             self._mutex.release()
@@ -464,9 +482,8 @@ class Database:
             # what the log is cut to when it begins anew
             writer.execute(f'PRAGMA journal_size_limit = {_KEPT[self.durable]}')
             try:
-                log = WriteAheadLog(self.path)
-                if self.durable:
-                    log.sync_name()  # it is new with the first connection of all
+                # its name is new with the first connection of all
+                log = WriteAheadLog(self.path, sync_name=self.durable)
             except OSError as exc:
                 writer.close()
                 raise StorageError(str(self.path), 'open', exc) from exc

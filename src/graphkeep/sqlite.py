@@ -102,6 +102,7 @@ class SqliteStore(Store):
         given back, the file is opened for as long as that takes. What else is asked for later opens the file
         again, and it stays open until the store is closed once more.
         """
+        self._database.close_soon()
         work = self._threads.submit(self._database.close)
         interrupted = await finished(work)
         work.result()

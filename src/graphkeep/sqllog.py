@@ -24,29 +24,38 @@ _FRAME_SALT: Final = slice(8, 16)
 class WriteAheadLog:
     """The log while a connection is open; SQLite has no locks on its file that closing it would drop."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, sync_name: bool = False):
         """Open it.
 
         Args:
             path: The database; it is open, so there is a log.
+            sync_name: Whether to wait until it is on the disk that there is this file.
 
         Raises:
             OSError: if it cannot be opened.
         """
         self.path = f'{os.path.realpath(path)}-wal'
-        self._file = os.open(self.path, os.O_RDWR)
+        if sync_name:
+            sync_directory(os.path.dirname(self.path))
+        self._file = os.open(self.path, os.O_RDWR | getattr(os, 'O_BINARY', 0))
         self._doubtful: OSError | None = None  # why what is in it may not be on the disk
 
     def reaches(self, size: int) -> bool:
-        """Whether it has more than about so many bytes; what is left of older logs does not count."""
-        header = os.pread(self._file, _HEADER, 0)
-        frame = _FRAME + int.from_bytes(header[_PAGE_SIZE], 'big')
-        at = _HEADER + size // frame * frame
-        return len(header) == _HEADER and os.pread(self._file, _FRAME, at)[_FRAME_SALT] == header[_SALT]
+        """Whether it has more than about so many bytes; what is left of older logs does not count.
 
-    def sync_name(self) -> None:
-        """Wait until it is on the disk that there is this file."""
-        sync_directory(os.path.dirname(self.path))
+        To be called by one thread at a time. Where the file cannot be read it reaches nowhere.
+        """
+        try:
+            header = self._read(0, _HEADER)
+            frame = _FRAME + int.from_bytes(header[_PAGE_SIZE], 'big')
+            salt = self._read(_HEADER + size // frame * frame, _FRAME)[_FRAME_SALT]
+        except OSError:
+            return False
+        return len(header) == _HEADER and salt == header[_SALT]
+
+    def _read(self, at: int, size: int) -> bytes:
+        os.lseek(self._file, at, os.SEEK_SET)  # not every system has `pread`
+        return os.read(self._file, size)
 
     def sync(self) -> None:
         """Wait until what is in it is on the disk.

@@ -168,7 +168,7 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         outcome, interrupted = await call(
             partial(backend.write, turn),
             partial(backend.queue, turn),
-            Calling(self._place, self.lock_timeout, inline, commit.must_land),
+            Calling(self._place, self.lock_timeout, inline, commit.must_land, backend.prompt and not many),
         )
         receipt = outcome if isinstance(outcome, Receipt) else await _lasting(outcome)
         return _interrupted(receipt, interrupted)

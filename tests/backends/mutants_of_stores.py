@@ -293,6 +293,8 @@ class LateStore(FileStore):
 class TestAcknowledgesBeforeStoring(Durable):
     """A commit is acknowledged, and stored a little later."""
 
+    kills = 20  # not each of them is between the two
+
     def open_store(self, directory: Path, clock: Callable[[], datetime], lease: float) -> Store:
         return LateStore(directory, clock=clock, lease=lease)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import os
 import sqlite3
 import threading
 import time
@@ -337,6 +338,71 @@ async def test_what_comes_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch)
         assert len(await store.runs()) == 4
 
 
+async def test_much_that_comes_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A commit of very many rows is made by the thread in any case: the event loop goes on."""
+    statements = watch(monkeypatch)
+    async with SqliteStore(path) as store:
+        await begin(store, 'opens')
+        busy = Busy(statements)
+        many: Any = store.run('many')
+        many.set_graph_types(count_up)
+        row = many._row(_node(Tally(), Count(2)))
+        async with anyio.create_task_group() as tasks:
+            await busy.begin(store, path, tasks)
+            tasks.start_soon(many._commit, Commit(rows=[row] * 300))
+            await anyio.wait_all_tasks_blocked()
+            busy.go.set()
+        assert busy.by_loop == [False] * 301
+
+
+async def test_closed_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What waits when the store is closed is made before it is, and does not open it again."""
+    statements = watch(monkeypatch)
+    async with SqliteStore(path) as store:
+        await begin(store, 'opens')
+        busy = Busy(statements)
+        async with anyio.create_task_group() as tasks:
+            await busy.begin(store, path, tasks)
+            tasks.start_soon(begin, store, 'second')
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(store.aclose)
+            await anyio.wait_all_tasks_blocked()
+            busy.go.set()
+            time.sleep(0.05)  # noqa: ASYNC251 -- while the event loop is busy
+        assert busy.by_loop == [False, False]
+        assert database(store)._writer is None
+        assert len(await store.runs()) == 3
+
+
+async def test_disk_that_fails_oddly(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever goes wrong while the thread waits for the disk, whoever waits for that is told."""
+
+    def fdatasync(fd: int) -> None:
+        raise MemoryError
+
+    async with SqliteStore(path, durability='full') as store:
+        await begin(store, 'opens')
+        with monkeypatch.context() as patch:
+            patch.setattr(os, 'fdatasync', fdatasync)
+            turn = Barred()
+            turn.barred = False
+            waiting = database(store).queue(Nothing(turn))
+            assert isinstance(await anyio.to_thread.run_sync(waiting.exception, 5), MemoryError)
+
+
+async def test_writing_back_while_somebody_waits(path: Path):
+    """Who writes the log back waits for nobody who may wait for it, by way of somebody's checkpoint."""
+    async with SqliteStore(path) as store:
+        await begin(store, 'run')
+        with database(store)._mutex:
+            database(store)._backed.clear()
+            database(store)._start(database(store)._write_back)
+            assert await anyio.to_thread.run_sync(database(store)._backed.wait, 5)
+            with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                assert other.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchone()[0] == 0, 'it still reads'
+
+
+@pytest.mark.both_backends
 async def test_what_comes_meanwhile_and_is_cancelled(path: Path, monkeypatch: pytest.MonkeyPatch):
     """Of what came while a thread wrote, and was cancelled, nothing is made; the rest is."""
     statements = watch(monkeypatch)

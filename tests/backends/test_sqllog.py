@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Generator
@@ -70,14 +71,26 @@ def test_empty(db: sqlite3.Connection, tmp_path: Path) -> None:
         assert not log.reaches(0)
 
 
+def test_unreadable(db: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it cannot be read it reaches nowhere: its length only tells when to write it back."""
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, 'Input/output error')
+
+    with closing(WriteAheadLog(tmp_path / 'a.db')) as log:
+        assert log.reaches(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, 'read', fail)
+            assert not log.reaches(0)
+
+
 def test_link(db: sqlite3.Connection, tmp_path: Path) -> None:
     """The log is beside the file, and not beside a link to it."""
     (tmp_path / 'links').mkdir()
     link = tmp_path / 'links' / 'b.db'
     link.symlink_to(tmp_path / 'a.db')
-    with closing(WriteAheadLog(link)) as log:
+    with closing(WriteAheadLog(link, sync_name=True)) as log:
         assert log.reaches(0)
-        log.sync_name()
         log.sync()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -116,8 +117,17 @@ async def _best(path: Path, *subjects: tuple[Timed, bool], rounds: int = ROUNDS)
     return best
 
 
-def timed_run(built: Graph[Any, Any, Any, Any], *, tracking: Tracking = 'exact', **start: Any) -> Timed:
-    """Return what runs the graph, recorded in the file if one is given, and tells the seconds it took."""
+def timed_run(
+    built: Graph[Any, Any, Any, Any],
+    *,
+    tracking: Tracking = 'exact',
+    during: Callable[[], AbstractContextManager[None]] = nullcontext,
+    **start: Any,
+) -> Timed:
+    """Return what runs the graph, recorded in the file if one is given, and tells the seconds it took.
+
+    What `during` returns is entered for as long.
+    """
     persistent = PersistentGraph(built, tracking=tracking)
     state = start.pop('state', lambda: None)
 
@@ -129,9 +139,10 @@ def timed_run(built: Graph[Any, Any, Any, Any], *, tracking: Tracking = 'exact',
         async with SqliteStore(path) as store:
             await store.runs()  # which opens the file
             persistence = store.run('run')
-            begun = perf_counter()
-            await persistent.run(state=state(), persistence=persistence, **start)
-            return perf_counter() - begun
+            with during():
+                begun = perf_counter()
+                await persistent.run(state=state(), persistence=persistence, **start)
+                return perf_counter() - begun
 
     return timed
 

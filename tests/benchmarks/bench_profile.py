@@ -1,4 +1,8 @@
-"""Where the time of a step goes, sampled while it is measured; run by run.py."""
+"""Where the time of a step goes, sampled while it is measured; run by run.py.
+
+A sample is taken when Python comes to it: of what is called in C, and takes longer than the time between two
+samples, some are lost.
+"""
 
 from __future__ import annotations
 
@@ -122,14 +126,14 @@ def test_step(benchmark: Any, tmp_path: Path, durability: str) -> None:
 
 def test_line(benchmark: Any, tmp_path: Path) -> None:
     """Where the time of a builder graph's step goes."""
-    timed = timed_run(linear(STEPS), state=lambda: Counting(0, 'x' * 100))
-
-    async def one(number: int) -> float:
-        return await timed(tmp_path / f'{number}.db')
 
     def run(number: int, parts: Counter[str]) -> float:
-        with sampled(parts):
-            return asyncio.run(one(number))
+        timed = timed_run(linear(STEPS), state=lambda: Counting(0, 'x' * 100), during=lambda: sampled(parts))
+
+        async def one() -> float:
+            return await timed(tmp_path / f'{number}.db')
+
+        return asyncio.run(one())
 
     group = 'Builder graph, where the time of a step in a line goes, in µs'
     measured(benchmark, group, 'SqliteStore', lambda: spent(run))

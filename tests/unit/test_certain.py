@@ -11,10 +11,11 @@ from functools import cached_property
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import pydantic
+import pydantic_core
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic_core import from_json
+from pydantic_core import core_schema, from_json
 
 from graphkeep.codec import Shape
 from graphkeep.faithful import difference
@@ -53,6 +54,12 @@ class Private:
     _number: int = 0
 
 
+@dataclass
+class Twice:
+    one: Item
+    more: list[Item]
+
+
 class Model(pydantic.BaseModel):
     number: int
     basket: Basket | None = None
@@ -78,6 +85,7 @@ class Box(Generic[T]):
         (dict[str, list[int]], {'a': [1, 2], '': []}),
         (type(None), None),
         (Private, Private(1)),
+        (Twice, Twice(Item('a'), [Item('b')])),
     ],
     ids=repr,
 )
@@ -116,6 +124,8 @@ class Text(str):
         (tuple[int, ...], [1]),
         (dict[str, int], {1: 1}),
         (dict[str, int], {'a': True}),
+        (dict[str, int], {'\ud800': 1}),
+        (dict[str, Any], {}),
         (Basket, Basket([Child('a')])),
         (Model, Model.model_construct(number='1')),
         (Box[int], Box('1')),
@@ -208,6 +218,56 @@ class Reads:
         return 7 if name == 'number' else super().__getattribute__(name)
 
 
+@dataclass
+class New:
+    number: int
+
+    def __new__(cls, number: int = 1) -> New:
+        return object.__new__(NewChild)
+
+
+class NewChild(New):
+    pass
+
+
+@dataclass
+class Elsewhere:
+    number: int = 0
+
+    @property
+    def __dict__(self) -> dict[str, int]:  # type: ignore[override]
+        return {'number': 1}
+
+
+@dataclass
+class Written:
+    number: int = 0
+    other: int = 0
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        schema = handler(source)
+        schema['fields'] = ['number']
+        return schema
+
+
+class Bare:
+    """A class for which a schema is made by hand, as for a model."""
+
+    __pydantic_fields_set__ = frozenset[str]()
+    number = 1
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        fields = {'number': core_schema.model_field(core_schema.int_schema())}
+        return core_schema.model_schema(cls, core_schema.model_fields_schema(fields))
+
+
+@dataclass
+class Listed(list[int]):
+    number: int = 0
+
+
 class Validated(pydantic.BaseModel):
     number: int
 
@@ -293,6 +353,11 @@ def lazy() -> Lazy:
         (Slotted, Slotted(1)),
         (Described, Described(1)),
         (Reads, Reads(1)),
+        (New, NewChild.__new__(NewChild)),
+        (Elsewhere, Elsewhere(1)),
+        (Written, Written(1, 2)),
+        (Bare, Bare()),
+        (Listed, Listed()),
         (Validated, Validated.model_construct(number=1)),
         (Serialized, Serialized(number=1)),
         (Computed, Computed()),
@@ -324,6 +389,23 @@ def test_not_certain_where_anything_else_is_done(type_: Any, value: Any) -> None
     assert not is_certain(type_, value)
 
 
+def nested(levels: int) -> Any:
+    """Return a type of so many classes, each of which holds the next one twice."""
+    hint: Any = int
+    for number in range(levels):
+        fields: Any = {'a': (hint | None, None), 'b': (hint | None, None)}
+        hint = pydantic.create_model(f'Level{number}', **fields)
+    return hint
+
+
+def test_nested_types() -> None:
+    """Each class is looked at once, however often it is used; what is too deep to load is not certain."""
+    hint = nested(60)
+    assert is_certain(hint, hint(a=None))
+    hint = nested(120)
+    assert not is_certain(hint, hint(a=None))
+
+
 # -- any types, any values
 
 
@@ -350,8 +432,9 @@ _HINTS: Any = st.recursive(
 )
 
 
+_TEXT: Any = st.text(st.characters(exclude_categories=()))  # lone surrogates, too
 _ANY: Any = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(max_size=3), st.just(Text('a'))
+    st.none(), st.booleans(), st.integers(), st.floats(), _TEXT, st.binary(max_size=3), st.just(Text('a'))
 )
 
 
@@ -371,7 +454,7 @@ def _values(hint: Any) -> Any:
     else:
         single: dict[Any, Any] = {
             int: st.integers(),
-            str: st.text(),
+            str: _TEXT,
             float: st.floats(),
             bool: st.booleans(),
             bytes: st.binary(max_size=3),
@@ -388,7 +471,7 @@ def _holding(hint: Any, arguments: Any) -> Any:
     if origin is tuple:
         return st.lists(_values(arguments[0]), max_size=3).map(tuple)
     if origin is dict:
-        return st.dictionaries(st.text(max_size=3), _values(arguments[1]), max_size=3)
+        return st.dictionaries(_TEXT, _values(arguments[1]), max_size=3)
     return st.one_of(*(_values(argument) for argument in arguments))
 
 
@@ -398,7 +481,11 @@ def test_never_certain_of_what_would_change(data: st.DataObject) -> None:
     hint = data.draw(_HINTS)
     value = data.draw(_values(hint))
     shape = shape_of(hint)
-    if shape._is_certain(value):
+    if not shape._is_certain(value):
+        return
+    try:
         text = shape.dump(value)
-        shape._verify('state', value, text)  # which raises if it is refused
-        assert json.loads(text) == from_json(text)
+    except pydantic_core.PydanticSerializationError:  # a lone surrogate
+        return
+    shape._verify('state', value, text)  # which raises if it is refused
+    assert json.loads(text) == from_json(text)
