@@ -414,8 +414,11 @@ def test_both_views_show_the_same(make: Callable[[], tuple[View, io.StringIO]]):
     assert re.search(r'^ +1 A +0.10 s', text, re.MULTILINE)
 
 
-def test_colours_are_for_terminals():
+def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch):
     """The library rich writes colours to a terminal, and nowhere else."""
+    monkeypatch.setenv('TERM', 'xterm')
+    for name in ('NO_COLOR', 'FORCE_COLOR'):
+        monkeypatch.delenv(name, raising=False)
     for terminal in (True, False):
         view, out = rich(terminal=terminal)
         view.event('process 1', 'Step finished', 'good')
