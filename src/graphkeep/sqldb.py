@@ -29,7 +29,6 @@ from .status import RELEASE
 
 __all__ = ('Database', 'Stage')
 
-E = TypeVar('E', bound=BaseException)
 T = TypeVar('T')
 
 _BRIEFLY: Final = 0.05  # seconds to wait for another thread of this process in any case
@@ -87,10 +86,14 @@ class _Ticket:
 
     def resolve(self, outcome: Receipt | BaseException) -> None:
         """Tell whoever waits."""
-        if isinstance(outcome, BaseException):
-            self.done.set_exception(outcome)
-        else:
-            self.done.set_result(outcome)
+        _tell(self.done, outcome)
+
+
+def _tell(done: Future[Receipt], outcome: Receipt | BaseException) -> None:
+    if isinstance(outcome, BaseException):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)
 
 
 class Database:
@@ -210,10 +213,7 @@ class Database:
                     return
             outcomes = self._synced([receipt for _, receipt in made])
             for (done, _), outcome in zip(made, outcomes, strict=True):
-                if isinstance(outcome, Exception):
-                    done.set_exception(outcome)
-                else:
-                    done.set_result(outcome)
+                _tell(done, outcome)
 
     def _log_is_long(self) -> bool:
         """Whether the log grows faster than a thread writes it back; if it is long, have one begin that."""
@@ -299,13 +299,9 @@ class Database:
 
     def _resolve(self, outcomes: Sequence[tuple[_Ticket, Receipt | BaseException]]) -> None:
         """Tell whoever waits, once what was committed lasts."""
-        try:
-            synced = self._synced([outcome for _, outcome in outcomes])
-        except BaseException as exc:  # whatever it is, nobody may wait for ever
-            synced = [another(exc) for _ in outcomes]
-        finally:
-            with self._queue_mutex:
-                self._syncing -= 1
+        synced = self._synced([outcome for _, outcome in outcomes])
+        with self._queue_mutex:
+            self._syncing -= 1
         for (ticket, _), outcome in zip(outcomes, synced, strict=True):
             ticket.resolve(outcome)
 
@@ -399,20 +395,23 @@ class Database:
                 self._syncing -= 1
         return value
 
-    def _synced(self, outcomes: Sequence[Receipt | E]) -> Sequence[Receipt | E | StorageError]:
+    def _synced(self, outcomes: Sequence[Receipt | BaseException]) -> Sequence[Receipt | BaseException]:
         """Wait for the disk, and tell whoever has committed something if that cannot be relied on."""
         if not any(isinstance(outcome, Receipt) for outcome in outcomes):
             return outcomes
         try:
             self._sync()
-        except OSError as exc:
+        except BaseException as exc:  # whatever it is, nobody may wait for ever
             return [
-                StorageError(str(self.path), 'make durable', exc, receipt=outcome)
-                if isinstance(outcome, Receipt)
-                else outcome
+                self._not_lasting(outcome, exc) if isinstance(outcome, Receipt) else outcome
                 for outcome in outcomes
             ]
         return outcomes
+
+    def _not_lasting(self, receipt: Receipt, exc: BaseException) -> BaseException:
+        if isinstance(exc, OSError):
+            return StorageError(str(self.path), 'make durable', exc, receipt=receipt)
+        return another(exc)
 
     def _sync(self) -> None:
         """Wait until the log is on the disk, where that was asked for.

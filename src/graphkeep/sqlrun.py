@@ -220,7 +220,7 @@ def _write_all(db: sqlite3.Connection, view: SqlView) -> bool:
     """Write any commit, unless the run is not as it was looked at."""
     if (view.settled or view.appended) and not db.in_transaction:
         db.execute('BEGIN IMMEDIATE')
-    finishes = bool(view.appended) and any(row.record.kind == 'end' for row in view.appended)
+    finishes = any(row.record.kind == 'end' for row in view.appended)
     if view.run is None:
         status, *values = _run_values(view)
         view.run = begin_run(db, view.run_id, view.begins or NAMELESS, (status, finishes, *values))

@@ -388,6 +388,8 @@ async def test_disk_that_fails_oddly(path: Path, monkeypatch: pytest.MonkeyPatch
             turn.barred = False
             waiting = database(store).queue(Nothing(turn))
             assert isinstance(await anyio.to_thread.run_sync(waiting.exception, 5), MemoryError)
+            with anyio.fail_after(5), pytest.raises(MemoryError):
+                await begin(store, 'run')
 
 
 async def test_writing_back_while_somebody_waits(path: Path):
