@@ -8,9 +8,9 @@ import sqlite3
 import threading
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -322,56 +322,55 @@ class Busy:
         assert await anyio.to_thread.run_sync(self.entered.wait, 10)
 
 
-async def test_what_comes_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What comes while a thread writes is made where it comes from, and does not keep the thread at it."""
+@asynccontextmanager
+async def busy_store(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncGenerator[tuple[SqliteStore, Busy, TaskGroup]]:
+    """Give a store whose thread stands still while it writes a run; in the end all is made."""
     statements = watch(monkeypatch)
     async with SqliteStore(path) as store:
         await begin(store, 'opens')
         busy = Busy(statements)
         async with anyio.create_task_group() as tasks:
             await busy.begin(store, path, tasks)
-            tasks.start_soon(begin, store, 'second')
-            tasks.start_soon(begin, store, 'third')
-            await anyio.wait_all_tasks_blocked()
+            yield store, busy, tasks
             busy.go.set()
-        assert busy.by_loop == [False, True, True]
-        assert len(await store.runs()) == 4
+
+
+async def test_what_comes_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What comes while a thread writes is made where it comes from, and does not keep the thread at it."""
+    async with busy_store(path, monkeypatch) as (store, busy, tasks):
+        tasks.start_soon(begin, store, 'second')
+        tasks.start_soon(begin, store, 'third')
+        await anyio.wait_all_tasks_blocked()
+    assert busy.by_loop == [False, True, True]
+    assert len(await store.runs()) == 4
 
 
 async def test_much_that_comes_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch):
     """A commit of very many rows is made by the thread in any case: the event loop goes on."""
-    statements = watch(monkeypatch)
-    async with SqliteStore(path) as store:
-        await begin(store, 'opens')
-        busy = Busy(statements)
+    async with busy_store(path, monkeypatch) as (store, busy, tasks):
         many: Any = store.run('many')
         many.set_graph_types(count_up)
         row = many._row(_node(Tally(), Count(2)))
-        async with anyio.create_task_group() as tasks:
-            await busy.begin(store, path, tasks)
-            tasks.start_soon(many._commit, Commit(rows=[row] * 300))
-            await anyio.wait_all_tasks_blocked()
-            busy.go.set()
-        assert busy.by_loop == [False] * 301
+        tasks.start_soon(many._commit, Commit(rows=[row] * 300))
+        await anyio.wait_all_tasks_blocked()
+    assert busy.by_loop == [False] * 301
 
 
 async def test_closed_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch):
     """What waits when the store is closed is made before it is, and does not open it again."""
-    statements = watch(monkeypatch)
-    async with SqliteStore(path) as store:
-        await begin(store, 'opens')
-        busy = Busy(statements)
-        async with anyio.create_task_group() as tasks:
-            await busy.begin(store, path, tasks)
-            tasks.start_soon(begin, store, 'second')
-            await anyio.wait_all_tasks_blocked()
-            tasks.start_soon(store.aclose)
+    async with busy_store(path, monkeypatch) as (store, busy, tasks):
+        tasks.start_soon(begin, store, 'second')
+        await anyio.wait_all_tasks_blocked()
+        async with anyio.create_task_group() as closing_:
+            closing_.start_soon(store.aclose)
             await anyio.wait_all_tasks_blocked()
             busy.go.set()
             time.sleep(0.05)  # noqa: ASYNC251 -- while the event loop is busy
         assert busy.by_loop == [False, False]
         assert database(store)._writer is None
-        assert len(await store.runs()) == 3
+    assert len(await store.runs()) == 3
 
 
 async def test_disk_that_fails_oddly(path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -407,19 +406,14 @@ async def test_writing_back_while_somebody_waits(path: Path):
 @pytest.mark.both_backends
 async def test_what_comes_meanwhile_and_is_cancelled(path: Path, monkeypatch: pytest.MonkeyPatch):
     """Of what came while a thread wrote, and was cancelled, nothing is made; the rest is."""
-    statements = watch(monkeypatch)
-    async with SqliteStore(path) as store:
-        await begin(store, 'opens')
-        busy = Busy(statements)
-        async with anyio.create_task_group() as tasks:
-            await busy.begin(store, path, tasks)
-            tasks.start_soon(begin, store, 'second')
-            async with anyio.create_task_group() as cancelled:
-                cancelled.start_soon(begin, store, 'third')
-                await anyio.wait_all_tasks_blocked()
-                cancelled.cancel_scope.cancel()
-                busy.go.set()
-        assert [info.id for info in await store.runs()] == ['first', 'opens', 'second']
+    async with busy_store(path, monkeypatch) as (store, busy, tasks):
+        tasks.start_soon(begin, store, 'second')
+        async with anyio.create_task_group() as cancelled:
+            cancelled.start_soon(begin, store, 'third')
+            await anyio.wait_all_tasks_blocked()
+            cancelled.cancel_scope.cancel()
+            busy.go.set()
+    assert [info.id for info in await store.runs()] == ['first', 'opens', 'second']
 
 
 async def test_lease_that_is_renewed_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch):
