@@ -26,7 +26,6 @@ __all__ = (
     'TryAgain',
     'Turn',
     'apply',
-    'carry_out',
 )
 
 
@@ -145,70 +144,21 @@ class RunBackend(ABC):
 
 
 class RunView(Protocol):
-    """What a commit is carried out on: what is known of a run, and what becomes of it."""
+    """What has to be known of a run to tell what a commit makes of it."""
 
     run_id: str
     """The run."""
     ownership: Ownership
     """Who has the run."""
-    last: int
-    """The number of the newest snapshot, 0 if there is none."""
+
+    @property
+    def last(self) -> int:
+        """The number of the newest snapshot, 0 if there is none."""
+        ...
 
     def find(self, snapshot_id: str) -> StepRecord | None:
         """Return the record of the newest snapshot with this id."""
         ...
-
-    def change(self, record: StepRecord) -> None:
-        """Put a record into the place of the one with its number."""
-        ...
-
-    def begin(self, about: About) -> None:
-        """Know this of the run, of which nothing is stored yet."""
-        ...
-
-    def append(self, row: Row) -> None:
-        """Add the row that comes next."""
-        ...
-
-
-def carry_out(commit: Commit, view: RunView, now: datetime) -> Receipt:
-    """Carry the commit out, or refuse it, perhaps half way through: the view is of no use any more then.
-
-    Raises:
-        SnapshotStatusError: if a change finds a status from which it is not permitted.
-        UnknownSnapshotError: if a change names a snapshot that the run does not have.
-        RunOwnedError: if the writer does not have the run and a living owner does.
-        OwnershipLostError: if the writer had the run and has it no more.
-    """
-    ownership = admit(view.run_id, view.ownership, commit, now)
-    seq = attempt = 0
-    owner = commit.writer.take or ownership.owner
-    for change in commit.changes:
-        record = view.find(change.snapshot_id)
-        if record is None:
-            raise UnknownSnapshotError(view.run_id, change.snapshot_id)
-        if change.seq is not None and change.seq < record.seq:
-            # a node that returned itself: somebody else has run it, and what is there now comes after that
-            raise SnapshotStatusError(view.run_id, change.snapshot_id, change.transition, 'success')
-        record = record.changed(view.run_id, change, owner, now)
-        view.change(record)
-        seq, attempt = record.seq, record.attempt
-    last = view.last
-    if commit.rows and not _is_there(commit, view):
-        if not last:
-            view.begin(commit.about._replace(created=now))
-        for row in commit.rows:
-            last += 1
-            view.append(Row(row.record.numbered(last), row.body))
-    view.ownership = ownership
-    return Receipt(ownership.fence, seq, attempt, last)
-
-
-def _is_there(commit: Commit, view: RunView) -> bool:
-    """Whether there is what the rows of the commit are not to be added to."""
-    if commit.unless_any and view.last:
-        return True
-    return commit.unless_exists is not None and view.find(commit.unless_exists) is not None
 
 
 @dataclass(slots=True)
@@ -226,37 +176,45 @@ class Applied:
     """What to record of the run, if this begins it."""
 
 
-class _Draft:
-    """A view of what a log will be."""
+def apply(run: RunView, commit: Commit, now: datetime) -> Applied:
+    """Compute what the commit makes of the run, changing nothing, or refuse it.
 
-    def __init__(self, log: RunLog):
-        self.run_id = log.run_id
-        self.ownership = log.ownership
-        self.last = log.last
-        self._log = log
-        self.changed: dict[int, StepRecord] = {}
-        self.appended: list[Row] = []
-        self.begins: About | None = None
+    Raises:
+        SnapshotStatusError: if a change finds a status from which it is not permitted.
+        UnknownSnapshotError: if a change names a snapshot that the run does not have.
+        RunOwnedError: if the writer does not have the run and a living owner does.
+        OwnershipLostError: if the writer had the run and has it no more.
+    """
+    run_id = run.run_id
+    ownership = admit(run_id, run.ownership, commit, now)
+    owner = commit.writer.take or ownership.owner
+    changed: dict[int, StepRecord] = {}
+    seq = attempt = 0
+    for change in commit.changes:
+        record = run.find(change.snapshot_id)
+        if record is None:
+            raise UnknownSnapshotError(run_id, change.snapshot_id)
+        seq = record.seq
+        if change.seq is not None and change.seq < seq:
+            # a node that returned itself: somebody else has run it, and what is there now comes after that
+            raise SnapshotStatusError(run_id, change.snapshot_id, change.transition, 'success')
+        changed[seq] = record = changed.get(seq, record).changed(run_id, change, owner, now)
+        attempt = record.attempt
+    last = begun_at = run.last
+    appended: list[Row] = []
+    if commit.rows and not _is_there(commit, run):
+        for row in commit.rows:
+            last += 1
+            appended.append(Row(row.record.numbered(last), row.body))
+    begins = commit.about._replace(created=now) if appended and not begun_at else None
+    return Applied(changed, appended, ownership, Receipt(ownership.fence, seq, attempt, last), begins)
 
-    def find(self, snapshot_id: str) -> StepRecord | None:
-        record = self._log.find(snapshot_id)
-        return record and self.changed.get(record.seq, record)
 
-    def change(self, record: StepRecord) -> None:
-        self.changed[record.seq] = record
-
-    def begin(self, about: About) -> None:
-        self.begins = about
-
-    def append(self, row: Row) -> None:
-        self.appended.append(row)
-
-
-def apply(log: RunLog, commit: Commit, now: datetime) -> Applied:
-    """Compute what the commit makes of the run, changing nothing, or refuse it; errors as `carry_out`."""
-    draft = _Draft(log)
-    receipt = carry_out(commit, draft, now)
-    return Applied(draft.changed, draft.appended, draft.ownership, receipt, draft.begins)
+def _is_there(commit: Commit, run: RunView) -> bool:
+    """Whether there is what the rows of the commit are not to be added to."""
+    if commit.unless_any and run.last:
+        return True
+    return commit.unless_exists is not None and run.find(commit.unless_exists) is not None
 
 
 class RunLog:

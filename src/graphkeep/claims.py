@@ -16,7 +16,7 @@ import anyio
 
 from . import heartbeat
 from .backend import LockBusy, RunBackend, TryAgain, Turn
-from .commit import Commit, Receipt, Writer
+from .commit import Commit, Receipt, Writer, quick
 from .errors import GraphkeepError, OwnershipLostError, RunOwnedError
 from .guard import Guard
 from .offload import asyncio_task, caller
@@ -29,6 +29,7 @@ P = ParamSpec('P')
 T = TypeVar('T')
 
 _ENDS = (SUCCEED, FAIL, RELEASE)
+_writer: Final = quick(Writer)
 
 
 class Claims:
@@ -182,7 +183,7 @@ class Commitment(_Write):
         self._in_hand = in_hand
         has = claims.fence is not None or take is not None
         self._gives_up = has and not in_hand and not (claims.keeping and self._goes_on())
-        commit.writer = Writer(claims.fence, take, claims.lease, self._gives_up, claims.owner.id)
+        commit.writer = _writer((claims.fence, take, claims.lease, self._gives_up, claims.owner.id))
         return commit
 
     def _goes_on(self) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from .errors import OwnershipLostError, RunOwnedError, SnapshotStatusError
 from .owner import Owner, is_gone
@@ -38,7 +38,10 @@ __all__ = (
     'Tail',
     'Writer',
     'admit',
+    'quick',
 )
+
+T = TypeVar('T', bound=tuple[Any, ...])
 
 KEPT_TEXT = 20_000
 """How many characters of an exception's message, and of its traceback, are kept."""
@@ -155,7 +158,10 @@ class StepRecord(NamedTuple):
 
     def numbered(self, seq: int) -> StepRecord:
         """Return the record with its place in the run."""
-        return _step_record((*self[:4], seq, *self[5:]))
+        id_, node_id, kind, status, _, start_ts, duration, attempt, attempts, owner, path = self
+        return _step_record(
+            (id_, node_id, kind, status, seq, start_ts, duration, attempt, attempts, owner, path)
+        )
 
     def changed(
         self, run_id: str, change: StatusChange, owner: object = None, now: datetime | None = None
@@ -179,15 +185,20 @@ class StepRecord(NamedTuple):
             holder = None if owner is None or target != 'pending' else str(owner)
             return self._replace(status=target, owner=holder)
         duration = change.duration
-        ended = Attempt(start_ts, duration, outcome, change.reason, change.error, holder)
-        attempts = (*attempts, ended)[-KEPT_ATTEMPTS:]
+        ended = _attempt((start_ts, duration, outcome, change.reason, change.error, holder))
+        attempts = (*attempts, ended)[-KEPT_ATTEMPTS:] if attempts else (ended,)
         return _step_record(
             (id_, node_id, kind, target, seq, start_ts, duration, attempt, attempts, None, path)
         )
 
 
-# as `StepRecord` itself makes them, but quicker: a run makes several of these a step
-_step_record: Final = cast('Callable[[tuple[Any, ...]], StepRecord]', partial(tuple.__new__, StepRecord))  # pyright: ignore[reportUnknownMemberType]
+def quick(kind: type[T]) -> Callable[[tuple[Any, ...]], T]:
+    """Return what makes a named tuple of its values, as its class does, but quicker: a step makes many."""
+    return cast('Callable[[tuple[Any, ...]], T]', partial(tuple.__new__, kind))  # pyright: ignore[reportUnknownMemberType, reportArgumentType]
+
+
+_step_record: Final = quick(StepRecord)
+_attempt: Final = quick(Attempt)
 
 
 _PASSED_ON: Final = (CLAIM, RELEASE, RECOVER)
@@ -251,6 +262,8 @@ class Ownership(NamedTuple):
         """Whether anybody may take the run: nobody has it, its lease has run out, or its process is gone."""
         return self.owner is None or (self.expires is not None and self.expires <= now) or is_gone(self.owner)
 
+
+_ownership: Final = quick(Ownership)
 
 UNOWNED: Final = Ownership()
 """The ownership of a run that nobody has taken yet."""
@@ -392,10 +405,10 @@ def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> O
         elif commit.changes[-1].transition in _PASSED_ON:
             since = now
     if writer.give_up:
-        return Ownership(fence, since=since)
+        return _ownership((fence, None, None, since))
     if writer.take is None:
         return ownership
-    return Ownership(fence, writer.take, now + _span(writer.lease), since)
+    return _ownership((fence, writer.take, now + _span(writer.lease), since))
 
 
 @lru_cache(maxsize=16)

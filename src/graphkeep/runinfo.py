@@ -189,12 +189,15 @@ def latest_steps(records: Sequence[StepRecord]) -> Sequence[StepRecord]:
     return records if any(record.is_part for record in records[-2:]) else records[-2:]
 
 
-def run_status(newest: StepRecord, open_: Iterable[StepRecord]) -> SnapshotStatus:
+def run_status(newest: StepRecord, open_: Collection[StepRecord]) -> SnapshotStatus:
     """Return the status of a run."""
     if newest.kind == 'end':
         return 'success'
-    if statuses := [record.status for record in open_]:
-        return 'running' if 'running' in statuses else 'pending'
+    if open_:
+        for record in open_:
+            if record.status == 'running':
+                return 'running'
+        return 'pending'
     # a success without a next: what pydantic-graph 1.x leaves when it dies there
     return 'created' if newest.status == 'created' else 'error'
 
@@ -252,6 +255,6 @@ def last_change(record: StepRecord) -> datetime | None:
     if record.start_ts is None or record.duration is None:
         return record.start_ts
     try:
-        return record.start_ts + timedelta(seconds=record.duration)
+        return record.start_ts + timedelta(0, record.duration)
     except (OverflowError, ValueError):  # a file may say that it took infinitely long, or until after 9999
         return record.start_ts

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, cast
 
-from pydantic_core import to_json
-
-from .backend import RunBackend, Turn, carry_out
+from .backend import Applied, RunBackend, Turn, apply
 from .codec import Body
 from .commit import NAMELESS, About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import GraphkeepError
-from .jsonrun import dump_attempts, dump_owner, is_plain
+from .jsonrun import dump_owner
 from .runinfo import run_status
 from .sqldb import Database
-from .sqlschema import END_STEP
+from .sqlstep import CHANGE_RUN, dump_in_hand, end_step, is_new, step_values, write_step
 from .sqlview import COLUMNS, IN_HAND, SqlView, bodiless, bound, read_all, stamp, view_run
 
 __all__ = ('SqlRun', 'add_step', 'begin_run')
@@ -28,11 +26,6 @@ _BEGIN_RUN: Final = """
 INSERT OR IGNORE INTO runs
     (id, graph, created, parent, parent_seq, status, finished, steps, updated, fence, owner, expires, in_hand)
 VALUES (?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-_CHANGE_RUN: Final = """
-UPDATE runs SET
-    version = version + 1, status = ?, steps = ?, updated = ?, fence = ?, owner = ?, expires = ?, in_hand = ?
-WHERE run = ? AND version = ?
 """
 _FINISH_RUN: Final = 'UPDATE runs SET finished = 1 WHERE run = ?'
 _ADD_TAG: Final = 'INSERT INTO tags (run, tag) VALUES (?, ?)'
@@ -142,25 +135,29 @@ class _Staged:
         """
         run, now = self._run, self._run.clock()
         view, run._view = run._view, None
+        if view is not None:
+            view.db = db
+            if (receipt := write_step(db, view, commit, now)) is not None:
+                self._view = view
+                return receipt
         while True:
             if fresh := view is None:
                 view = view_run(run.run_id, db)
-            view.db = db
-            view.start()
-            before, last = view.ownership, view.last
             try:
-                receipt = carry_out(commit, view, now)
+                applied = apply(view, commit, now)
             except GraphkeepError:
                 if fresh:
                     raise
             else:
-                if view.last > last or commit.changes or view.ownership != before:
-                    if _write(db, view):
+                if applied.changed or applied.appended or applied.ownership != view.ownership:
+                    version = view.version
+                    view.accept(applied)
+                    if _write(db, view, applied, version):
                         self._view = view
-                        return receipt
+                        return applied.receipt
                 elif fresh:
                     self._view = view
-                    return receipt
+                    return applied.receipt
             view = None  # somebody else has written, or may have
 
     def accept(self) -> None:
@@ -172,74 +169,43 @@ class _Staged:
         self._view = None
 
 
-def _write(db: sqlite3.Connection, view: SqlView) -> bool:
+def _write(db: sqlite3.Connection, view: SqlView, applied: Applied, version: int) -> bool:
     """Write what has become of a run, unless somebody else has written since it was looked at."""
-    view.finish()
-    if view.run is None or not _is_step_end(view):
-        return _write_all(db, view)
-    if not _write_step_end(db, view):
-        return False
-    view.version += 1
-    return True
+    if view.run is not None and len(applied.changed) == len(applied.appended) == 1:
+        (ended,) = applied.changed.values()
+        (row,) = applied.appended
+        if is_new(row.record) and ended.status not in IN_HAND:
+            values = *_run_values(view), view.run, version, *step_values(ended), ended.seq
+            return end_step(db, values, row.record, row.body)
+    return _write_all(db, view, applied, version)
 
 
-def _is_step_end(view: SqlView) -> bool:
-    """Whether all that is to be written is that one node ended, and what node comes next."""
-    return len(view.settled) == len(view.appended) == 1 and view.appended[0].record.status == 'created'
-
-
-def _write_step_end(db: sqlite3.Connection, view: SqlView) -> bool:
-    """Write the end of a step, unless the run is not as it was looked at."""
-    ((seq, ended),) = view.settled.items()
-    (row,) = view.appended
-    record, (state, node) = row.record, row.body
-    try:
-        db.execute(
-            END_STEP,
-            (
-                *_run_values(view),
-                view.run,
-                view.version,
-                *_step_values(ended),
-                seq,
-                bound(record.id),
-                bound(record.node_id),
-                record.kind,
-                state,
-                node,
-            ),
-        )
-    except sqlite3.IntegrityError as exc:
-        if exc.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_TRIGGER:
-            raise
-        return False
-    return True
-
-
-def _write_all(db: sqlite3.Connection, view: SqlView) -> bool:
+def _write_all(db: sqlite3.Connection, view: SqlView, applied: Applied, version: int) -> bool:
     """Write any commit, unless the run is not as it was looked at."""
-    if (view.settled or view.appended) and not db.in_transaction:
+    appended = applied.appended
+    # what somebody has in hand is in the row of the run
+    settled = [record for record in applied.changed.values() if record.status not in IN_HAND]
+    if (settled or appended) and not db.in_transaction:
         db.execute('BEGIN IMMEDIATE')
-    finishes = any(row.record.kind == 'end' for row in view.appended)
+    finishes = appended != [] and any(row.record.kind == 'end' for row in appended)
     if view.run is None:
         status, *values = _run_values(view)
-        view.run = begin_run(db, view.run_id, view.begins or NAMELESS, (status, finishes, *values))
+        view.run = begin_run(db, view.run_id, applied.begins or NAMELESS, (status, finishes, *values))
         if view.run is None:
             return False
-    elif not db.execute(_CHANGE_RUN, (*_run_values(view), view.run, view.version)).rowcount:
+    elif not db.execute(CHANGE_RUN, (*_run_values(view), view.run, version)).rowcount:
         return False
     elif finishes:
         db.execute(_FINISH_RUN, (view.run,))
-    view.version += 1
-    for seq, record in view.settled.items():
-        db.execute(_CHANGE_STEP, (*_step_values(record), view.run, seq))
-    for row in view.appended:
+    for record in settled:
+        db.execute(_CHANGE_STEP, (*step_values(record), view.run, record.seq))
+    for row in appended:
         add_step(db, view.run, row)
     return True
 
 
 def _run_values(view: SqlView) -> tuple[Any, ...]:
-    """Return the columns of the row of the run that change, in the order of `_CHANGE_RUN`."""
+    """Return the columns of the row of the run that change, in the order of `CHANGE_RUN`."""
     fence, owner, expires, _ = view.ownership
     in_hand = view.in_hand.values()
     return (
@@ -249,7 +215,7 @@ def _run_values(view: SqlView) -> tuple[Any, ...]:
         fence,
         None if owner is None else dump_owner(owner),
         None if expires is None else stamp(expires),
-        _dump_in_hand(in_hand) if in_hand else '[]',
+        '[]' if not in_hand else dump_in_hand(in_hand),
     )
 
 
@@ -272,38 +238,5 @@ def add_step(db: sqlite3.Connection, run: int, row: Row) -> None:
     at = db.execute(_ADD_BODY, (body.state, body.node)).lastrowid
     db.execute(
         _ADD_STEP,
-        (run, record.seq, bound(record.id), bound(record.node_id), record.kind, *_step_values(record), at),
+        (run, record.seq, bound(record.id), bound(record.node_id), record.kind, *step_values(record), at),
     )
-
-
-def _step_values(record: StepRecord) -> tuple[Any, ...]:
-    """Return the columns of a snapshot that change, in the order of `_CHANGE_STEP`."""
-    if not record.attempts:
-        start_ts = None if record.start_ts is None else stamp(record.start_ts)
-        return record.status, start_ts, record.duration, record.attempt, record.owner, None
-    plain = is_plain(record)
-    return (
-        record.status,
-        stamp(record.start_ts),
-        record.duration,
-        record.attempt,
-        record.attempts[-1].owner if plain else record.owner,
-        None if plain else dump_attempts(record.attempts),
-    )
-
-
-def _dump_in_hand(records: Iterable[StepRecord]) -> str:
-    return to_json(
-        [
-            (
-                record.seq,
-                record.status,
-                stamp(record.start_ts),
-                record.duration,
-                record.attempt,
-                record.owner,
-                dump_attempts(record.attempts) if record.attempts else None,
-            )
-            for record in records
-        ]
-    ).decode()

@@ -9,6 +9,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from .backend import Applied
 from .codec import Body
 from .commit import NAMELESS, UNOWNED, About, Attempt, Ownership, Row, StepRecord
 from .errors import CorruptSnapshotError
@@ -22,6 +23,7 @@ __all__ = (
     'SqlView',
     'bodiless',
     'bound',
+    'last_stamp',
     'moment',
     'read_all',
     'stamp',
@@ -101,10 +103,9 @@ def _check_counts(*counts: int) -> None:
         raise ValueError(f'{counts} where numbers from 0 on were expected')
 
 
-def _last_change(record: StepRecord) -> int:
-    """Return when the latest attempt at a snapshot began or, if it ended, when that was."""
-    changed: Any = stamp(record.start_ts if record.duration is None else last_change(record))
-    return changed
+def last_stamp(record: StepRecord) -> int:
+    """Return when the latest attempt at a snapshot began or, if it has ended, when that was; 0 if never."""
+    return stamp(record.start_ts if record.duration is None else last_change(record)) or 0
 
 
 class SqlView:
@@ -121,11 +122,6 @@ class SqlView:
         self.newest: StepRecord | None = None
         self._known: dict[str, StepRecord] = {}  # by id: of those that are asked for, the newest with that id
         self._room = _KNOWN
-        # of the commit that is being made
-        self.settled: dict[int, StepRecord] = {}  # what changed and nobody has in hand, by number
-        self.appended: list[Row] = []
-        self.begins: About | None = None
-        self._moved = 0
         if (values := db.execute(_FIND_RUN, (run_id,)).fetchone()) is not None:
             self._read(*values)
 
@@ -185,55 +181,62 @@ class SqlView:
         except UNREADABLE as exc:
             raise unreadable(self.run_id, exc) from exc
 
-    # ------------------------------------------------------------------------------ what a commit makes of it
+    def took(self, record: StepRecord, ownership: Ownership, updated: int) -> None:
+        """Know that the newest step has begun."""
+        self.newest = self._known[record.id] = self.in_hand[record.seq] = record
+        self.ownership, self.updated = ownership, updated
+        self.version += 1
 
-    def start(self) -> None:
-        """Expect a commit."""
-        self.settled, self.appended, self.begins, self._moved = {}, [], None, 0
-        if len(self._known) > self._room:
-            kept = [*self.in_hand.values(), *([self.newest] if self.newest else ())]
-            # tasks that are to be run will be asked for
-            kept += [r for r in self._known.values() if r.is_part and r.status == 'created']
-            self._known = {record.id: record for record in kept}
-            self._room = max(_KNOWN, 2 * len(kept))
+    def passed(self, ended: StepRecord, comes: StepRecord, ownership: Ownership, updated: int) -> None:
+        """Know that the newest step has ended, the only one in hand, and what comes next."""
+        known = self._known
+        known[ended.id], known[comes.id] = ended, comes
+        self.in_hand.clear()
+        self.newest, self.last = comes, comes.seq
+        self.ownership, self.updated = ownership, updated
+        self.version += 1
+        if len(known) > self._room:
+            self._forget()
 
-    def change(self, record: StepRecord) -> None:
-        """Put a record into the place of the one with its number."""
-        seq = record.seq
-        self._known[record.id] = record
-        if record.status in IN_HAND:
-            self.in_hand[seq] = record
-            self.settled.pop(seq, None)
-        else:
-            self.settled[seq] = record
-            self.in_hand.pop(seq, None)
-        if self.newest is not None and seq == self.newest.seq:
-            self.newest = record
-        if record.start_ts is not None and (moved := _last_change(record)) > self._moved:
-            self._moved = moved
+    def accept(self, applied: Applied) -> None:
+        """Take over what a commit makes of the run."""
+        known, in_hand, newest = self._known, self.in_hand, self.newest
+        # when a step last began or ended, or the run did or changed hands
+        updated = 0 if applied.begins is None else stamp(applied.begins.created) or 0
+        for seq, record in applied.changed.items():
+            known[record.id] = record
+            if record.status in IN_HAND:
+                in_hand[seq] = record
+            else:
+                in_hand.pop(seq, None)
+            if newest is not None and seq == newest.seq:
+                newest = record
+            if record.start_ts is not None and (moved := last_stamp(record)) > updated:
+                updated = moved
+        for row in applied.appended:
+            record = row.record
+            known[record.id] = record
+            if not record.is_part:
+                newest = record
+            if record.start_ts is not None and (moved := last_stamp(record)) > updated:
+                updated = moved
+        self.ownership, self.last, self.newest = applied.ownership, applied.receipt.last, newest
+        if not (applied.appended and updated):  # else what ended with something appended, ended last
+            updated = max(updated, self.updated)
+            if (since := applied.ownership.since) is not None:
+                updated = max(updated, stamp(since) or 0)
+        self.updated = updated
+        self.version += 1
+        if len(known) > self._room:
+            self._forget()
 
-    def begin(self, about: About) -> None:
-        """Know this of the run, of which nothing is stored yet."""
-        self.begins, self._moved = about, stamp(about.created) or 0
-
-    def append(self, row: Row) -> None:
-        """Add the row that comes next."""
-        record = row.record
-        self.appended.append(row)
-        self._known[record.id] = record
-        self.last = record.seq
-        if not record.is_part:
-            self.newest = record
-        if record.start_ts is not None:
-            self._moved = max(self._moved, _last_change(record))
-
-    def finish(self) -> None:
-        """Know when a step last began or ended, or the run did or changed hands."""
-        # what ended with something appended, ended last
-        if self.appended and self._moved:
-            self.updated = self._moved
-        else:
-            self.updated = max(self._moved, self.updated, stamp(self.ownership.since) or 0)
+    def _forget(self) -> None:
+        """Keep at hand what will be asked for."""
+        kept = [*self.in_hand.values(), *([self.newest] if self.newest else ())]
+        # tasks that are to be run will be asked for
+        kept += [r for r in self._known.values() if r.is_part and r.status == 'created']
+        self._known = {record.id: record for record in kept}
+        self._room = max(_KNOWN, 2 * len(kept))
 
 
 def view_run(run_id: str, db: sqlite3.Connection) -> SqlView:

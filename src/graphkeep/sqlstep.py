@@ -1,0 +1,133 @@
+"""The two commits of a step in a SQLite store: that it begins, and that it ended, with what comes next.
+
+They could be made like all others, computed, taken over and written, each with loops over what a commit may
+hold. But nearly all commits are of these two, and made in one go they take half as long. The rules are not
+here: they are `admit` and `StepRecord.changed`, and what those refuse is left to be refused where all is.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic_core import to_json
+
+from .codec import Body
+from .commit import Commit, Receipt, StepRecord, admit
+from .errors import GraphkeepError
+from .jsonrun import dump_attempts, dump_owner, is_plain
+from .sqlschema import END_STEP
+from .sqlview import SqlView, bound, last_stamp, stamp
+from .status import START, SUCCEED
+
+__all__ = ('CHANGE_RUN', 'dump_in_hand', 'end_step', 'is_new', 'step_values', 'write_step')
+
+CHANGE_RUN: Final = """
+UPDATE runs SET
+    version = version + 1, status = ?, steps = ?, updated = ?, fence = ?, owner = ?, expires = ?, in_hand = ?
+WHERE run = ? AND version = ?
+"""
+
+
+def write_step(db: sqlite3.Connection, view: SqlView, commit: Commit, now: datetime) -> Receipt | None:
+    """Write a commit that begins a step, or ends it and adds what comes next.
+
+    Returns:
+        What it did, and the view shows it; `None`, and nothing was done, if it is another commit, is refused,
+        or the run is not as it was looked at.
+    """
+    if len(commit.changes) != 1 or commit.unless_any or commit.unless_exists is not None:
+        return None
+    (change,) = commit.changes
+    transition, rows = change.transition, commit.rows
+    if not (transition is START and not rows) and not (transition is SUCCEED and len(rows) == 1):
+        return None
+    try:
+        record = view.find(change.snapshot_id)
+        if (
+            record is None
+            or record is not view.newest
+            or (change.seq is not None and change.seq < record.seq)
+        ):
+            return None
+        ownership = admit(view.run_id, view.ownership, commit, now)
+        record = record.changed(view.run_id, change, ownership.owner, now)
+    except GraphkeepError:
+        return None
+    fence, owner, expires, _ = ownership
+    moved = last_stamp(record)
+    holder = (
+        fence,
+        None if owner is None else dump_owner(owner),
+        None if expires is None else stamp(expires),
+    )
+    if transition is START:
+        if view.in_hand:
+            return None
+        updated = max(moved, view.updated)
+        values = ('running', view.last, updated, *holder, dump_in_hand((record,)), view.run, view.version)
+        if not db.execute(CHANGE_RUN, values).rowcount:
+            return None
+        view.took(record, ownership, updated)
+        return Receipt(fence, record.seq, record.attempt, view.last)
+    (row,) = rows
+    comes = row.record.numbered(view.last + 1)
+    if not moved or len(view.in_hand) != 1 or comes.kind != 'node' or not is_new(comes):
+        return None
+    values = ('created', comes.seq, moved, *holder, '[]', view.run, view.version)
+    if not end_step(db, (*values, *step_values(record), record.seq), comes, row.body):
+        return None
+    view.passed(record, comes, ownership, moved)
+    return Receipt(fence, record.seq, record.attempt, comes.seq)
+
+
+def is_new(record: StepRecord) -> bool:
+    """Whether a snapshot was never run nor handed out."""
+    return record.status == 'created' and not record.attempt
+
+
+def end_step(db: sqlite3.Connection, values: tuple[Any, ...], comes: StepRecord, body: Body) -> bool:
+    """Write what ends a step, in one statement, unless the run is not as it was looked at."""
+    try:
+        db.execute(END_STEP, (*values, bound(comes.id), bound(comes.node_id), comes.kind, *body))
+    except sqlite3.IntegrityError as exc:
+        if exc.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+            raise
+        return False
+    return True
+
+
+def step_values(record: StepRecord) -> tuple[Any, ...]:
+    """Return the columns of a snapshot that change, in the order of `_CHANGE_STEP`."""
+    if not record.attempts:
+        start_ts = None if record.start_ts is None else stamp(record.start_ts)
+        return record.status, start_ts, record.duration, record.attempt, record.owner, None
+    plain = is_plain(record)
+    return (
+        record.status,
+        stamp(record.start_ts),
+        record.duration,
+        record.attempt,
+        record.attempts[-1].owner if plain else record.owner,
+        None if plain else dump_attempts(record.attempts),
+    )
+
+
+def dump_in_hand(records: Iterable[StepRecord]) -> str:
+    """Return the JSON of what somebody has in hand, in the row of the run."""
+    return to_json(
+        [
+            (
+                record.seq,
+                record.status,
+                stamp(record.start_ts),
+                record.duration,
+                record.attempt,
+                record.owner,
+                dump_attempts(record.attempts) if record.attempts else None,
+            )
+            for record in records
+        ]
+    ).decode()
