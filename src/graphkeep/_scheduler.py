@@ -1,7 +1,7 @@
 """The host's scheduler of builder graphs, and what has to be known of it to record what it does.
 
-This is the only module that reaches into it. It needs `GraphRun` and `_GraphIterator` as they have been since
-pydantic-graph 1.97, and refuses others when it is imported.
+This module and `_builder_run` are the only ones that reach into it. They need `GraphRun` and `_GraphIterator`
+as they have been since pydantic-graph 1.97; others are refused when this is imported.
 """
 
 from __future__ import annotations
@@ -47,17 +47,20 @@ __all__ = (
     'Decision',
     'EndMarker',
     'EndNode',
+    'ErrorMarker',
     'Fork',
+    'ForkStackItem',
     'Graph',
+    'GraphRun',
     'GraphTask',
     'Join',
     'NodeID',
+    'NodeRunID',
     'NodeStep',
-    'PersistentGraphRun',
+    'Scheduler',
     'StartNode',
     'Step',
     'TaskID',
-    'ended_run',
     'stack_of',
 )
 
@@ -95,87 +98,6 @@ def _branches(stack: Sequence[ForkStackItem]) -> list[Branch]:
     return [(item.fork_id, item.node_run_id, item.thread_index) for item in stack]
 
 
-_FIRST: Final = 'task:0'  # the task that the run begins with, and the run of it
-
-
-class PersistentGraphRun(GraphRun[Any, Any, Any]):
-    """A run of a builder graph that is recorded as it goes; it can do all that `GraphRun` can."""
-
-    def __init__(
-        self,
-        graph: Graph[Any, Any, Any, Any],
-        task_run: TaskRun,
-        *,
-        state: Any,
-        deps: Any,
-        inputs: Any,
-        traceparent: str | None,
-        opening: int,
-        first: Any = StartNode.id,
-        resumed: Resumed | None = None,
-    ):
-        super().__init__(graph, state=state, deps=deps, inputs=inputs, traceparent=traceparent)
-        self._task_run = task_run
-        self._resumed = resumed
-        self._get_next_task_id: Any = Ids(opening)
-        self._get_next_node_run_id: Any = Ids(opening)
-        if resumed is None:
-            start = ForkStackItem(StartNode.id, NodeRunID(_FIRST), 0)
-            self._first_task = GraphTask(first, inputs, (start,), TaskID(_FIRST))
-        elif resumed.tasks:
-            self._first_task = resumed.tasks[0]
-        _close(self._iterator_instance)
-        self._iterator_instance = self._scheduler = _Iterator(
-            self.graph,
-            self.state,
-            self.deps,
-            self._iterator_task_group,
-            self._get_next_node_run_id,
-            self._get_next_task_id,
-        )
-        self._scheduler.attach(task_run, resumed)
-        self._iterator = self._iterator_instance.iter_graph(self._first_task)
-
-    async def __anext__(self) -> Any:
-        await self.finish()
-        if not isinstance(self._next, ErrorMarker):
-            self._task_run.recovered()
-        try:
-            event: Any = await super().__anext__()
-            if not isinstance(event, EndMarker):
-                await self._scheduler.see(event)
-        except StopAsyncIteration as exc:
-            if self._is_told(exc):
-                raise RuntimeError('a step raised StopAsyncIteration') from exc  # this is not the end
-            raise
-        except Exception as exc:
-            if not self._is_told(exc):
-                self._task_run.fault(exc)
-            raise
-        return cast(Any, event)
-
-    def _is_told(self, exc: Exception) -> bool:
-        """Whether this is what a task has raised, as whoever drives the run is told."""
-        return isinstance(self._next, ErrorMarker) and self._next.error is exc
-
-    async def __aexit__(self, *exc: Any) -> Any:
-        # the host would wait for its tasks if it was cancelled while it waited for one of them
-        self._iterator_task_group.cancel_scope.cancel()
-        return await super().__aexit__(*exc)
-
-    async def finish(self) -> None:
-        """Record the end if the run has come to it."""
-        if isinstance(self._next, EndMarker):
-            await self._task_run.finish(self._next.value)
-
-    @property
-    def next_task(self) -> Any:
-        """The next task or tasks to be run; at first those that the run goes on with."""
-        if self._next is None and self._resumed is not None:
-            return list(self._resumed.tasks)
-        return super().next_task
-
-
 class _Nothing:
     """In the place of the scope of a task that has ended."""
 
@@ -186,7 +108,7 @@ class _Nothing:
 _NOTHING_TO_CANCEL: Final = cast(Any, _Nothing())
 
 
-class _Iterator(_GraphIterator[Any, Any, Any]):
+class Scheduler(_GraphIterator[Any, Any, Any]):
     """The host's scheduler, which tells a `TaskRun` what becomes of its tasks."""
 
     def attach(self, task_run: TaskRun, resumed: Resumed | None) -> None:
@@ -512,26 +434,3 @@ def _is_stream(value: Any) -> bool:
 def _is_plain(join: Join[Any, Any, Any, Any]) -> bool:
     """Whether reducing again comes to the same: the reducer is not given the state."""
     return len(inspect.signature(join.reducer).parameters) == 2
-
-
-def ended_run(
-    graph: Graph[Any, Any, Any, Any], state: Any, deps: Any, output: Any
-) -> GraphRun[Any, Any, Any]:
-    """Return a run as it was when it ended."""
-    run = _EndedGraphRun(graph, state=state, deps=deps, inputs=None, traceparent=None)
-    _close(run._iterator_instance)
-    run.override_next(EndMarker(output))
-    return run
-
-
-def _close(iterator: Any) -> None:
-    """Close the streams of a scheduler that is not used."""
-    iterator.iter_stream_sender.close()
-    iterator.iter_stream_receiver.close()
-
-
-class _EndedGraphRun(GraphRun[Any, Any, Any]):
-    """A run that has ended."""
-
-    async def __anext__(self) -> Any:
-        raise StopAsyncIteration

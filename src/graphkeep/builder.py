@@ -14,9 +14,10 @@ import anyio
 from typing_extensions import TypeVar
 
 from . import naming
+from ._builder_run import PersistentGraphRun, ended_run
 from ._graph_types import hints_in
 from ._host import StateT
-from ._scheduler import EndNode, Graph, NodeID, NodeStep, PersistentGraphRun, ended_run
+from ._scheduler import EndNode, Graph, NodeID, NodeStep
 from ._spans import new_span, traceparent_of
 from .codec import Codec, Refusal
 from .commit import START_NODE, Commit, Row, StatusChange, StepRecord

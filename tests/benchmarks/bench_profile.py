@@ -52,6 +52,7 @@ PARTS = {
     'steprun': "the persistence's contract",
     'step': "the persistence's contract",
     'snapshots': "the persistence's contract",
+    '_builder_run': 'what becomes of tasks',
     '_scheduler': 'what becomes of tasks',
     '_scheduling': 'what becomes of tasks',
     'taskrun': 'what becomes of tasks',
