@@ -9,12 +9,23 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, TypeVar
+from time import perf_counter
+from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.lowlevel
 
-__all__ = ('Threads', 'asyncio_task', 'caller', 'finished', 'give_way', 'pause', 'redeliver', 'submit')
+__all__ = (
+    'Threads',
+    'Turn',
+    'asyncio_task',
+    'caller',
+    'current_task',
+    'finished',
+    'pause',
+    'redeliver',
+    'submit',
+)
 
 T = TypeVar('T')
 
@@ -51,6 +62,15 @@ def asyncio_task() -> asyncio.Task[Any] | None:
         return asyncio.current_task()
     except RuntimeError:
         return None
+
+
+def current_task() -> object:
+    """Return the current task of the event loop, of asyncio or trio."""
+    if (task := asyncio_task()) is not None:
+        return task
+    import trio  # the library that is running, so it is there
+
+    return trio.lowlevel.current_task()
 
 
 def submit(func: Callable[[], T]) -> Future[T]:
@@ -126,12 +146,30 @@ def caller() -> Callable[[Callable[[], object]], object]:
     return trio.lowlevel.current_trio_token().run_sync_soon
 
 
-async def give_way() -> None:
-    """Let other tasks have their turn, and a cancellation be raised."""
-    if asyncio_task() is None:
-        await anyio.lowlevel.checkpoint()
-    else:
-        await asyncio.sleep(0)  # what anyio does there, too, once it has found out where it is
+_TURN: Final = 0.0002
+# seconds after which other tasks are to have their turn, although nothing has to be waited for
+
+
+class Turn:
+    """What goes on for long without having to wait for anything; others have their turn in between."""
+
+    __slots__ = ('_began',)
+
+    def __init__(self) -> None:
+        self._began = perf_counter()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is time to give way."""
+        return perf_counter() - self._began > _TURN
+
+    async def give_way(self) -> None:
+        """Let other tasks have their turn, and a cancellation be raised."""
+        if asyncio_task() is None:
+            await anyio.lowlevel.checkpoint()
+        else:
+            await asyncio.sleep(0)  # what anyio does there, too, once it has found out where it is
+        self._began = perf_counter()
 
 
 async def pause(seconds: float, *, stubborn: bool) -> BaseException | None:

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from time import perf_counter
 from typing import Any, Final, TypeVar
 
 from . import _host
@@ -21,7 +20,7 @@ from .commit import About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import OwnershipLostError
 from .guard import Guard
 from .names import check_tags
-from .offload import finished, give_way, redeliver, submit
+from .offload import Turn, finished, redeliver, submit
 from .persistence import StatePersistence
 from .runinfo import check_moment, is_number
 from .snapshots import Snapshot
@@ -34,8 +33,6 @@ _LONGEST: Final = 10**9
 # seconds: some thirty years, so that there is a date when a lease runs out
 _MANY: Final = 200
 # rows and changes of a commit: with more the event loop goes on while a thread writes
-_SLICE: Final = 0.0002
-# seconds after which a run lets other tasks have their turn, although nothing has to be waited for
 
 LEASE = 30.0
 """How long a run stays its owner's without a renewal, in seconds, unless told otherwise."""
@@ -89,7 +86,7 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         self._codec: Codec[StateT, RunEndT] | None = None
         self._claims = Claims(backend, lease)
         self._about = About(tags=check_tags(tags))
-        self._resumed = perf_counter()  # when other tasks last had their turn
+        self._turn = Turn()
 
     # ----------------------------------------------------------------------------------------------- types
 
@@ -153,9 +150,8 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
     async def _commit(self, commit: Commit) -> Receipt:
         if commit.rows:
             commit.about = self._about
-        if not commit.must_land and perf_counter() - self._resumed > _SLICE:
-            await give_way()
-            self._resumed = perf_counter()
+        if not commit.must_land and self._turn.is_over:
+            await self._turn.give_way()
         turn, backend = Commitment(self._claims, commit), self._backend
         many = backend.queues and len(commit.rows) + len(commit.changes) > _MANY
         if inline := backend.prompt and not many:
