@@ -68,6 +68,7 @@ class PersistentGraphRun(GraphRun[Any, Any, Any]):
             self._task_run.recovered()
         try:
             event: Any = await super().__anext__()
+            self._scheduler.begin()  # what a join leads to, while another one is closed
             if not isinstance(event, EndMarker):
                 await self._scheduler.see(event)
         except StopAsyncIteration as exc:

@@ -17,6 +17,8 @@ from ._host import HOST_VERSION
 from ._scheduling import Ids, Results, Resumed
 from .commit import Row
 from .errors import UnfaithfulSnapshotError, UnsupportedHostError
+from .inplace import has_room, in_place
+from .offload import Turn, current_task
 from .step import running
 from .taskflight import TaskFlight
 from .taskrows import Branch
@@ -35,6 +37,7 @@ try:
         JoinItem,
         _GraphIterator,
         _GraphTaskAsyncIterable,
+        _GraphTaskResult,
     )
     from pydantic_graph.id_types import ForkStackItem, NodeID, NodeRunID, TaskID
     from pydantic_graph.join import Join, JoinState
@@ -77,11 +80,21 @@ _FIELDS: Final = (
     'get_next_task_id',
     'active_tasks',
     'active_reducers',
+    'cancel_scopes',
     'iter_stream_receiver',
+    'task_group',
 )
+_RESULT: Final = ('source', 'result', 'error')
+
+
+def _lacking(kind: Any, needed: Sequence[str]) -> list[str]:
+    return sorted({*needed} - {field.name for field in fields(kind)})
+
+
 if missing := [
     *(name for name in _METHODS if not hasattr(_GraphIterator, name)),
-    *({*_FIELDS} - {field.name for field in fields(cast(Any, _GraphIterator))}),
+    *_lacking(_GraphIterator, _FIELDS),
+    *_lacking(_GraphTaskResult, _RESULT),
 ]:
     raise UnsupportedHostError(HOST_VERSION, _NEEDS, f'its scheduler has no {missing[0]!r}')
 
@@ -109,10 +122,15 @@ _NOTHING_TO_CANCEL: Final = cast(Any, _Nothing())
 
 
 class Scheduler(_GraphIterator[Any, Any, Any]):
-    """The host's scheduler, which tells a `TaskRun` what becomes of its tasks."""
+    """The host's scheduler, which tells a `TaskRun` what becomes of its tasks.
+
+    Tasks begin when it next waits for a result, or when whoever drives the run is told of one. A task that
+    is alone then is run within that wait, and not in a task of the event loop of its own: nothing else could
+    happen until it has ended, and that would take much of the time of a step.
+    """
 
     def attach(self, task_run: TaskRun, resumed: Resumed | None) -> None:
-        """Tell this run, and go on with what was resumed."""
+        """Tell this run, which the current task of the event loop enters, and go on with what was resumed."""
         self._task_run = task_run
         self._resumed = resumed
         self._first = True
@@ -127,8 +145,11 @@ class Scheduler(_GraphIterator[Any, Any, Any]):
         self._idle: TaskID | None = None  # the task that does nothing
         self._ends: dict[str, str] = {}  # of tasks that have come to the end: the task that stands for it
         self._items: dict[str, Any] = {}  # of nodes that have returned an item of a join: the join
-        receiver: Any = Results(self.iter_stream_receiver, self._receive)
-        self.iter_stream_receiver = receiver
+        self._ready: list[GraphTask] = []  # to begin
+        self._entered_in = current_task() if has_room() else None
+        self._turn = Turn()
+        self._stream_receiver = self.iter_stream_receiver
+        self.iter_stream_receiver = cast(Any, Results(self._stream_receiver, self._take, self._receive))
 
     # ------------------------------------------------------------------------------------ what is called
 
@@ -140,10 +161,50 @@ class Scheduler(_GraphIterator[Any, Any, Any]):
                     self.active_tasks.pop(task.task_id, None)
                 request = self._restore(self._resumed)
             self._streams = dict(self._resumed.streams) if self._resumed else {}
-            return super()._handle_execution_request(request)
-        self._create_unknown(request)
-        self._task_run.due.update(task.task_id for task in request)
-        return super()._handle_execution_request(request)
+        else:
+            self._create_unknown(request)
+            self._task_run.due.update(task.task_id for task in request)
+        self.active_tasks.update((task.task_id, task) for task in request)
+        self._ready += request
+
+    def begin(self) -> None:
+        """Begin the tasks that are ready, each in a task of the event loop."""
+        ready, self._ready = self._ready, []
+        for task in ready:
+            self.task_group.start_soon(self._run_tracked_task, task)
+
+    async def _take(self) -> Any:
+        """Begin the tasks that are ready, and return the next result."""
+        if self._ready:
+            if self._is_alone():
+                return await self._run_alone(self._ready.pop())
+            self.begin()
+        return await self._stream_receiver.__anext__()
+
+    def _is_alone(self) -> bool:
+        """Whether what is ready can run in place: nothing else can come to a result, or goes on afterwards.
+
+        Another task of the event loop than the one that has entered the run may be gone, or be cancelled,
+        while the run goes on: there a step would not be the run's.
+        """
+        return (
+            len(self._ready) == 1
+            and self.active_tasks.keys() == {self._ready[0].task_id}
+            and not _is_stream(self._ready[0].inputs)
+            and current_task() is self._entered_in
+        )
+
+    async def _run_alone(self, task: GraphTask) -> Any:
+        if self._turn.is_over:
+            await self._turn.give_way()
+        return await in_place(self._result_of(task))
+
+    async def _result_of(self, task: GraphTask) -> Any:
+        """Return what comes of a task, as the host does for one that it runs beside others."""
+        try:
+            return _GraphTaskResult(task, await self._run_task(task))
+        except BaseException as exc:
+            return _GraphTaskResult(task, [], error=exc)
 
     async def see(self, tasks: Sequence[GraphTask]) -> None:
         """Have the tasks recorded that whoever drives the run is about to see."""
@@ -249,7 +310,7 @@ class Scheduler(_GraphIterator[Any, Any, Any]):
         if result.source.task_id not in self.active_tasks:
             return False
         self._source = source = result.source
-        if (error := getattr(result, 'error', None)) is not None:
+        if (error := result.error) is not None:
             origin = self._origins.get(source.task_id)
             self._task_run.raised(origin.task_id if origin else source.task_id, error)
         elif isinstance(result.result, EndMarker):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 __all__ = ('Begun', 'Ids', 'Results', 'Resumed')
@@ -49,10 +49,11 @@ class Ids:
 
 
 class Results:
-    """The stream of results, which tells when one is about to be handled."""
+    """The stream of results, of which each is had from `take`, and told to `receive`."""
 
-    def __init__(self, receiver: Any, receive: Callable[[Any], bool]):
-        self._receiver = receiver
+    def __init__(self, stream: Any, take: Callable[[], Awaitable[Any]], receive: Callable[[Any], bool]):
+        self._stream = stream
+        self._take = take
         self._receive = receive
         self.closed = False
 
@@ -61,18 +62,18 @@ class Results:
 
     async def __anext__(self) -> Any:
         while True:
-            result = await self._receiver.__anext__()
+            result = await self._take()
             if self._receive(result):
                 return result
 
     async def __aenter__(self) -> Any:
-        await self._receiver.__aenter__()
+        await self._stream.__aenter__()
         return self
 
     async def __aexit__(self, *exc: Any) -> Any:
         self.closed = True
-        return await self._receiver.__aexit__(*exc)
+        return await self._stream.__aexit__(*exc)
 
     def close(self) -> None:
         self.closed = True
-        self._receiver.close()
+        self._stream.close()

@@ -55,6 +55,7 @@ PARTS = {
     '_builder_run': 'what becomes of tasks',
     '_scheduler': 'what becomes of tasks',
     '_scheduling': 'what becomes of tasks',
+    'inplace': 'what becomes of tasks',
     'taskrun': 'what becomes of tasks',
     'taskflight': 'what becomes of tasks',
     'tracking': 'what becomes of tasks',

@@ -144,7 +144,7 @@ async def test_cancelled(case: Case):
         assert case.normalise(result, await persistence.last_state()) == expected, f'after {turn} turns'
         turn += 1
         assert turn < 2000
-    assert turn > 5
+    assert turn > 5 or case.name == 'empty_map'  # it has nothing to wait for
 
 
 async def test_task_cancelled():
