@@ -18,7 +18,7 @@ from ._scheduling import Ids, Results, Resumed
 from .commit import Row
 from .errors import UnfaithfulSnapshotError, UnsupportedHostError
 from .inplace import has_room, in_place
-from .offload import Turn, current_task
+from .offload import Stint, current_task
 from .step import running
 from .taskflight import TaskFlight
 from .taskrows import Branch
@@ -147,7 +147,7 @@ class Scheduler(_GraphIterator[Any, Any, Any]):
         self._items: dict[str, Any] = {}  # of nodes that have returned an item of a join: the join
         self._ready: list[GraphTask] = []  # to begin
         self._entered_in = current_task() if has_room() else None
-        self._turn = Turn()
+        self._stint = Stint()
         self._stream_receiver = self.iter_stream_receiver
         self.iter_stream_receiver = cast(Any, Results(self._stream_receiver, self._take, self._receive))
 
@@ -195,8 +195,8 @@ class Scheduler(_GraphIterator[Any, Any, Any]):
         )
 
     async def _run_alone(self, task: GraphTask) -> Any:
-        if self._turn.is_over:
-            await self._turn.give_way()
+        if self._stint.is_over:
+            await self._stint.give_way()
         return await in_place(self._result_of(task))
 
     async def _result_of(self, task: GraphTask) -> Any:

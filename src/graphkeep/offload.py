@@ -16,8 +16,8 @@ import anyio
 import anyio.lowlevel
 
 __all__ = (
+    'Stint',
     'Threads',
-    'Turn',
     'asyncio_task',
     'caller',
     'current_task',
@@ -146,11 +146,11 @@ def caller() -> Callable[[Callable[[], object]], object]:
     return trio.lowlevel.current_trio_token().run_sync_soon
 
 
-_TURN: Final = 0.0002
+_STINT: Final = 0.0002
 # seconds after which other tasks are to have their turn, although nothing has to be waited for
 
 
-class Turn:
+class Stint:
     """What goes on for long without having to wait for anything; others have their turn in between."""
 
     __slots__ = ('_began',)
@@ -161,7 +161,7 @@ class Turn:
     @property
     def is_over(self) -> bool:
         """Whether it is time to give way."""
-        return perf_counter() - self._began > _TURN
+        return perf_counter() - self._began > _STINT
 
     async def give_way(self) -> None:
         """Let other tasks have their turn, and a cancellation be raised."""

@@ -20,7 +20,7 @@ from .commit import About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import OwnershipLostError
 from .guard import Guard
 from .names import check_tags
-from .offload import Turn, finished, redeliver, submit
+from .offload import Stint, finished, redeliver, submit
 from .persistence import StatePersistence
 from .runinfo import check_moment, is_number
 from .snapshots import Snapshot
@@ -86,7 +86,7 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         self._codec: Codec[StateT, RunEndT] | None = None
         self._claims = Claims(backend, lease)
         self._about = About(tags=check_tags(tags))
-        self._turn = Turn()
+        self._stint = Stint()
 
     # ----------------------------------------------------------------------------------------------- types
 
@@ -150,8 +150,8 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
     async def _commit(self, commit: Commit) -> Receipt:
         if commit.rows:
             commit.about = self._about
-        if not commit.must_land and self._turn.is_over:
-            await self._turn.give_way()
+        if not commit.must_land and self._stint.is_over:
+            await self._stint.give_way()
         turn, backend = Commitment(self._claims, commit), self._backend
         many = backend.queues and len(commit.rows) + len(commit.changes) > _MANY
         if inline := backend.prompt and not many:
