@@ -27,7 +27,7 @@ from .sqlreaders import Readers, roll_back
 from .sqlschema import APPLICATION_ID
 from .status import RELEASE
 
-__all__ = ('Database', 'Stage')
+__all__ = ('Database', 'Stageable')
 
 T = TypeVar('T')
 
@@ -41,14 +41,11 @@ _LONG: Final = {False: 16 * 2**20, True: 2 * 2**20}
 _KEPT: Final = {False: 16 * 2**20, True: 8 * 2**20}
 
 
-class Stage(Protocol):
-    """One commit on its way into a transaction."""
+class Stageable(Protocol):
+    """A run, as far as its commits are written: one at a time, each accepted or rejected before the next."""
 
-    turn: Turn
-    """Whose it is."""
-
-    def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
-        """Write what the commit makes of its run, or refuse it before anything is written.
+    def stage(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
+        """Write what the commit makes of the run, or refuse it before anything is written.
 
         In a transaction, which it begins if there is none and one statement is not enough.
         """
@@ -59,29 +56,34 @@ class Stage(Protocol):
         ...
 
     def reject(self) -> None:
-        """Learn that this is not part of a transaction."""
+        """Learn that what was staged is not part of a transaction."""
+        ...
+
+    @staticmethod
+    def settles(commit: Commit) -> bool:
+        """Whether a commit has to wait for the disk where the store is durable."""
         ...
 
 
 class _Ticket:
     """A commit that waits for its transaction."""
 
-    def __init__(self, stage: Stage, until: float):
-        self.stage = stage
+    def __init__(self, run: Stageable, turn: Turn, until: float):
+        self.of = run
+        self.turn = turn
         self.until = until  # when to give up, where its turn cannot be entered
         self.stores = False  # something: more than that a run is kept or given back
         self.done: Future[Receipt] = Future()
 
     def run(self, db: sqlite3.Connection) -> Receipt | GraphkeepError:
         """Write it, or return why it is refused."""
-        turn = self.stage.turn
         try:
-            commit = turn.open()
+            commit = self.turn.open()
             self.stores = bool(commit.rows) or any(c.transition is not RELEASE for c in commit.changes)
-            return self.stage.run(db, commit)
+            return self.of.stage(db, commit)
         except GraphkeepError as exc:
-            self.stage.reject()
-            turn.fail(exc)
+            self.of.reject()
+            self.turn.fail(exc)
             return exc
 
     def resolve(self, outcome: Receipt | BaseException) -> None:
@@ -117,7 +119,8 @@ class Database:
         self.readers = Readers(self.path, durable=self.durable)
         self._queue: deque[_Ticket] = deque()
         self._queue_mutex = threading.Lock()
-        self._idle = threading.Event()
+        self._draining = False  # whether a thread makes what waits
+        self._idle = threading.Event()  # set unless that is so
         self._idle.set()
         self._made: list[tuple[Future[Receipt], Receipt]] = []  # and not yet on the disk
         self._lasting = threading.Event()
@@ -138,12 +141,8 @@ class Database:
 
     # ------------------------------------------------------------------------------------------ one commit
 
-    def write_now(self, stage: Stage, *, settles: Callable[[Commit], bool]) -> Receipt | Future[Receipt]:
-        """Make one commit here and now.
-
-        Args:
-            stage: The commit.
-            settles: Whether a commit has to wait for the disk where the store is durable.
+    def write_now(self, run: Stageable, turn: Turn) -> Receipt | Future[Receipt]:
+        """Make one commit of a run here and now.
 
         Returns:
             What it did; in the future, if it is made but has to wait for the disk.
@@ -151,39 +150,37 @@ class Database:
         Raises:
             LockBusy: if anything would have to be waited for. Nothing was done.
         """
-        if not self.ready or not self._idle.is_set() or not self._mutex.acquire(blocking=False):
+        if not self.ready or self._draining or not self._mutex.acquire(blocking=False):
             raise LockBusy
         try:
-            db, mutex = self._writer, stage.turn.mutex
-            if self._log_is_long() or db is None or not mutex.acquire(blocking=False):
+            db = self._writer
+            if self._log_is_long() or db is None or not turn.mutex.acquire(blocking=False):
                 raise LockBusy
             try:
-                return self._write_alone(db, stage, settles)
+                return self._write_alone(db, run, turn)
             finally:
-                mutex.release()
+                turn.mutex.release()
         finally:
             self._mutex.release()
 
-    def _write_alone(
-        self, db: sqlite3.Connection, stage: Stage, settles: Callable[[Commit], bool]
-    ) -> Receipt | Future[Receipt]:
+    def _write_alone(self, db: sqlite3.Connection, run: Stageable, turn: Turn) -> Receipt | Future[Receipt]:
         try:
-            commit = stage.turn.open()
-            settling = self.durable and settles(commit)
+            commit = turn.open()
+            settling = self.durable and run.settles(commit)
             try:
-                receipt = stage.run(db, commit)
+                receipt = run.stage(db, commit)
                 if db.in_transaction:  # else it was one statement, and that a transaction by itself
                     db.execute('COMMIT')
             except sqlite3.Error as exc:
                 raise ours(exc, self.path, 'write') from exc
         except BaseException as exc:
             roll_back(db)
-            stage.reject()
+            run.reject()
             if isinstance(exc, Exception) and not isinstance(exc, LockBusy):
-                stage.turn.fail(exc)
+                turn.fail(exc)
             raise
-        stage.accept()
-        stage.turn.settle(receipt)
+        run.accept()
+        turn.settle(receipt)
         return self._when_it_lasts(receipt) if settling else receipt
 
     def _when_it_lasts(self, receipt: Receipt) -> Future[Receipt]:
@@ -251,13 +248,14 @@ class Database:
 
     # ------------------------------------------------------------------------------- what waits, together
 
-    def queue(self, stage: Stage) -> Future[Receipt]:
-        """Have one commit made by a thread, together with others that wait."""
-        ticket = _Ticket(stage, self._until())
+    def queue(self, run: Stageable, turn: Turn) -> Future[Receipt]:
+        """Have one commit of a run made by a thread, together with others that wait."""
+        ticket = _Ticket(run, turn, self._until())
         with self._queue_mutex:
             self._queue.append(ticket)
-            if not self._idle.is_set():
+            if self._draining:
                 return ticket.done
+            self._draining = True
             self._idle.clear()
         self._start(self._drain)
         return ticket.done
@@ -280,6 +278,7 @@ class Database:
                 self._queue.extendleft(reversed(again))
                 self._syncing += 1
                 if over := not self._queue:
+                    self._draining = False
                     self._idle.set()
             for ticket in came:
                 ticket.resolve(TryAgain())
@@ -317,7 +316,7 @@ class Database:
             self._begin(db, until)
             batch += self._waiting()
             try:
-                entered += [ticket for ticket in batch if ticket.stage.turn.mutex.acquire(blocking=False)]
+                entered += [ticket for ticket in batch if ticket.turn.mutex.acquire(blocking=False)]
                 outcomes = self._commit(db, entered)
                 if any(ticket.stores for ticket in entered):
                     self._stay_open()
@@ -326,7 +325,7 @@ class Database:
                 raise
             finally:
                 for ticket in entered:
-                    ticket.stage.turn.mutex.release()
+                    ticket.turn.mutex.release()
         now = time.monotonic()
         others = [ticket for ticket in batch if ticket not in entered]
         late = [ticket for ticket in others if ticket.until <= now]
@@ -347,16 +346,16 @@ class Database:
         except Exception as exc:
             roll_back(db)
             for ticket in tickets:
-                ticket.stage.reject()
+                ticket.of.reject()
             if len(tickets) > 1:
                 return [outcome for ticket in tickets for outcome in self._commit_alone(db, ticket)]
             for ticket in tickets:
-                ticket.stage.turn.fail(exc)
+                ticket.turn.fail(exc)
             return [exc for _ in tickets]
         for ticket, outcome in zip(tickets, outcomes, strict=True):
             if isinstance(outcome, Receipt):
-                ticket.stage.accept()
-                ticket.stage.turn.settle(outcome)
+                ticket.of.accept()
+                ticket.turn.settle(outcome)
         return outcomes
 
     def _commit_alone(self, db: sqlite3.Connection, ticket: _Ticket) -> list[Receipt | Exception]:

@@ -53,26 +53,77 @@ class SqlRun(RunBackend):
         self.run_id = run_id
         self.clock = clock
         self._database = database
-        self._view: SqlView | None = None
+        self._view: SqlView | None = None  # what is at hand of it
+        self._staged: SqlView | None = None  # what will be, once the transaction is made
 
     def write(self, turn: Turn) -> Receipt | Future[Receipt]:
         """Make one commit here and now, unless there is a lock or a checkpoint to wait for."""
-        return self._database.write_now(_Staged(self, turn), settles=_settles)
+        return self._database.write_now(self, turn)
 
     def queue(self, turn: Turn) -> Future[Receipt]:
         """Have one commit made by a thread, together with others that wait."""
-        return self._database.queue(_Staged(self, turn))
+        return self._database.queue(self, turn)
 
     def commit(self, commit: Commit) -> Receipt:
         """Apply the commit whole, or raise and change nothing."""
-        staged = _Staged(self, None)
         try:
-            receipt = self._database.write(lambda db: staged.run(db, commit))
+            receipt = self._database.write(lambda db: self.stage(db, commit))
         except BaseException:
-            staged.reject()
+            self.reject()
             raise
-        staged.accept()
+        self.accept()
         return receipt
+
+    # -------------------------------------------- one commit of it, within a transaction
+
+    def stage(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
+        """Write what the commit makes of its run, or refuse it before anything is written.
+
+        What is at hand of the run is used as it is, and looked at again if somebody else has written: the
+        first statement finds that out, and then writes nothing. Until the transaction is made nothing is at
+        hand.
+        """
+        now = self.clock()
+        view, self._view = self._view, None
+        if view is not None:
+            view.db = db
+            if (receipt := write_step(db, view, commit, now)) is not None:
+                self._staged = view
+                return receipt
+        while True:
+            if fresh := view is None:
+                view = view_run(self.run_id, db)
+            try:
+                applied = apply(view, commit, now)
+            except GraphkeepError:
+                if fresh:
+                    raise
+            else:
+                if applied.changed or applied.appended or applied.ownership != view.ownership:
+                    version = view.version
+                    view.accept(applied)
+                    if _write(db, view, applied, version):
+                        self._staged = view
+                        return applied.receipt
+                elif fresh:
+                    self._staged = view
+                    return applied.receipt
+            view = None  # somebody else has written, or may have
+
+    def accept(self) -> None:
+        """Learn that the transaction was made."""
+        self._view, self._staged = self._staged, None
+
+    def reject(self) -> None:
+        """Learn that what was staged is not part of a transaction."""
+        self._staged = None
+
+    @staticmethod
+    def settles(commit: Commit) -> bool:
+        """Whether a loss of power must not undo a commit: it stores something, or ends something."""
+        return bool(commit.rows) or not all(c.transition.target in IN_HAND for c in commit.changes)
+
+    # --------------------------------------------------------- what is stored of it
 
     def tail(self) -> Tail:
         """Return the end of the run, at a cost that does not depend on its length."""
@@ -106,67 +157,6 @@ class SqlRun(RunBackend):
         """Return every row, oldest first."""
         with self._database.readers.reading() as db:
             return read_all(db, self.run_id)[0]
-
-
-def _settles(commit: Commit) -> bool:
-    """Whether a commit is one that a loss of power must not undo: it stores something, or ends something."""
-    if commit.rows:
-        return True
-    return not all(change.transition.target in IN_HAND for change in commit.changes)
-
-
-class _Staged:
-    """One commit of a run on its way into a transaction."""
-
-    __slots__ = ('_run', '_view', 'turn')
-    turn: Any  # a Turn, but for what is committed without one
-
-    def __init__(self, run: SqlRun, turn: Turn | None):
-        self.turn = turn
-        self._run = run
-        self._view: SqlView | None = None
-
-    def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
-        """Write what the commit makes of its run, or refuse it before anything is written.
-
-        What is at hand of the run is used as it is, and looked at again if somebody else has written: the
-        first statement finds that out, and then writes nothing. Until the transaction is made nothing is at
-        hand.
-        """
-        run, now = self._run, self._run.clock()
-        view, run._view = run._view, None
-        if view is not None:
-            view.db = db
-            if (receipt := write_step(db, view, commit, now)) is not None:
-                self._view = view
-                return receipt
-        while True:
-            if fresh := view is None:
-                view = view_run(run.run_id, db)
-            try:
-                applied = apply(view, commit, now)
-            except GraphkeepError:
-                if fresh:
-                    raise
-            else:
-                if applied.changed or applied.appended or applied.ownership != view.ownership:
-                    version = view.version
-                    view.accept(applied)
-                    if _write(db, view, applied, version):
-                        self._view = view
-                        return applied.receipt
-                elif fresh:
-                    self._view = view
-                    return applied.receipt
-            view = None  # somebody else has written, or may have
-
-    def accept(self) -> None:
-        """Learn that the transaction was made."""
-        self._run._view = self._view
-
-    def reject(self) -> None:
-        """Learn that this is not part of a transaction."""
-        self._view = None
 
 
 def _write(db: sqlite3.Connection, view: SqlView, applied: Applied, version: int) -> bool:

@@ -263,12 +263,9 @@ class Barred(Turn):
 
 
 class Nothing:
-    """A commit that writes nothing."""
+    """A run of which no commit writes anything."""
 
-    def __init__(self, turn: Turn):
-        self.turn = turn
-
-    def run(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
+    def stage(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
         return Receipt()
 
     def accept(self) -> None:
@@ -277,6 +274,10 @@ class Nothing:
     def reject(self) -> None:
         pass
 
+    @staticmethod
+    def settles(commit: Commit) -> bool:
+        return True
+
 
 @pytest.mark.parametrize('barred', [True, False])
 async def test_turn_that_does_not_come(path: Path, barred: bool):
@@ -284,7 +285,7 @@ async def test_turn_that_does_not_come(path: Path, barred: bool):
     async with SqliteStore(path, busy_timeout=0.5) as store:
         await begin(store, 'run')
         turn = Barred()
-        waiting: Future[Receipt] = database(store).queue(Nothing(turn))
+        waiting: Future[Receipt] = database(store).queue(Nothing(), turn)
         await anyio.sleep(0.1)
         assert await store.delete('run'), 'others should not wait for it'
         turn.barred = barred
@@ -385,7 +386,7 @@ async def test_disk_that_fails_oddly(path: Path, monkeypatch: pytest.MonkeyPatch
             patch.setattr(os, 'fdatasync', fdatasync)
             turn = Barred()
             turn.barred = False
-            waiting = database(store).queue(Nothing(turn))
+            waiting = database(store).queue(Nothing(), turn)
             assert isinstance(await anyio.to_thread.run_sync(waiting.exception, 5), MemoryError)
             with anyio.fail_after(5), pytest.raises(MemoryError):
                 await begin(store, 'run')
@@ -457,20 +458,17 @@ async def test_view_of_a_transaction_that_fails(path: Path, monkeypatch: pytest.
                 raise failing(sqlite3.SQLITE_FULL, 'database or disk is full')
 
         def both(db: sqlite3.Connection) -> None:
-            two_ = _staged(two)
-            two_.run(db, Commit(rows=[row]))
-            staged.append(_staged(one))
-            staged[0].run(db, Commit())
+            two._backend.stage(db, Commit(rows=[row]))
+            one._backend.stage(db, Commit())
 
-        staged: list[Any] = []
         statements.hook = fail
         with pytest.raises(StorageError):
             database(store).write(both)
         statements.hook = statements.nothing
-        staged[0].reject()
+        one._backend.reject()
         assert one._backend._view is None, 'it knows what was never made'
-        database(store).write(lambda db: staged[0].run(db, Commit()))
-        staged[0].accept()
+        database(store).write(lambda db: one._backend.stage(db, Commit()))
+        one._backend.accept()
         made: Any = one._backend._view
         assert made.last == 1
 
@@ -479,9 +477,3 @@ def _node(state: Any, node: Any) -> Any:
     from graphkeep import NodeSnapshot
 
     return NodeSnapshot(state=state, node=node)
-
-
-def _staged(persistence: Any) -> Any:
-    from graphkeep.sqlrun import _Staged
-
-    return _Staged(persistence._backend, None)
