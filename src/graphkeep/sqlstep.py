@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from pydantic_core import to_json
@@ -67,7 +68,7 @@ def write_step(db: sqlite3.Connection, view: SqlView, commit: Commit, now: datet
         if view.in_hand:
             return None
         updated = max(moved, view.updated)
-        values = ('running', view.last, updated, *holder, dump_in_hand((record,)), view.run, view.version)
+        values = ('running', view.last, updated, *holder, _begun(record, moved), view.run, view.version)
         if not db.execute(CHANGE_RUN, values).rowcount:
             return None
         view.took(record, ownership, updated)
@@ -86,6 +87,18 @@ def write_step(db: sqlite3.Connection, view: SqlView, commit: Commit, now: datet
 def is_new(record: StepRecord) -> bool:
     """Whether a snapshot was never run nor handed out."""
     return record.status == 'created' and not record.attempt
+
+
+def _begun(record: StepRecord, started: int) -> str:
+    """Return what `dump_in_hand` does, of one node that has just begun."""
+    attempts = to_json(dump_attempts(record.attempts)).decode() if record.attempts else 'null'
+    owner = _quoted(record.owner)
+    return f'[[{record.seq},"running",{started},null,{record.attempt},{owner},{attempts}]]'
+
+
+@lru_cache(maxsize=1024)
+def _quoted(text: str | None) -> str:
+    return to_json(text).decode()
 
 
 def end_step(db: sqlite3.Connection, values: tuple[Any, ...], comes: StepRecord, body: Body) -> bool:
