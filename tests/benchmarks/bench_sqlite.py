@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -52,11 +53,14 @@ def langgraph(path: Path, steps: int, size: int, *, synchronous: Synchronous) ->
 
 
 @contextmanager
-def bare(path: Path, steps: int, size: int, *, synchronous: Synchronous) -> Generator[Callable[[], int]]:
+def bare(
+    path: Path, steps: int, size: int, *, synchronous: Synchronous, in_a_thread: bool = False
+) -> Generator[Callable[[], int]]:
     """Give a function that makes the same two commits a step in the same tables, and does nothing else.
 
     The first writes who has the run and what is in hand; the second that nobody has, how the step ended, and
-    the next one with its state.
+    the next one with its state. Where the disk is waited for `in_a_thread`, an event loop awaits that, once a
+    step.
     """
     owner = f'{{"id":"{"0" * 32}","host":"host","pid":12345,"domain":"{"0" * 60}","started":"123456"}}'
     state, node, step_id = b'x' * (size + 30), b'{"until":1000,"node_id":"Odd"}', f'Odd:{"0" * 32}'
@@ -75,30 +79,40 @@ def bare(path: Path, steps: int, size: int, *, synchronous: Synchronous) -> Gene
             "VALUES ('run', 0, 'created', 0, 0, 0, 0, 0, '[]')"
         )
 
+        def step(n: int) -> None:
+            now = 1_700_000_000_000_000 + n
+            in_hand = f'[[{n},"running",{now},null,1,"process 12345 on host",null]]'
+            db.execute('BEGIN IMMEDIATE')
+            db.execute(start, ('running', n, now, n, owner, now, in_hand, 1, 2 * n))
+            db.execute('COMMIT')
+            db.execute('BEGIN IMMEDIATE')
+            db.execute(start, ('created', n, now, n, None, None, '[]', 1, 2 * n + 1))
+            db.execute(
+                'UPDATE steps SET status = ?, start_ts = ?, duration = ?, attempt = ?, owner = ?, '
+                'attempts = ? WHERE run = ? AND seq = ?',
+                ('success', now, 0.001, 1, 'process 12345 on host', None, 1, n - 1),
+            )
+            body = db.execute('INSERT INTO bodies (state, node) VALUES (?, ?)', (state, node)).lastrowid
+            db.execute(
+                'INSERT INTO steps (run, seq, id, node_id, kind, status, attempt, body) '
+                "VALUES (1, ?, ?, 'Odd', 'node', 'created', 0, ?)",
+                (n, step_id, body),
+            )
+            db.execute('COMMIT')
+
         def run() -> int:
             for n in range(steps):
-                now = 1_700_000_000_000_000 + n
-                in_hand = f'[[{n},"running",{now},null,1,"process 12345 on host",null]]'
-                db.execute('BEGIN IMMEDIATE')
-                db.execute(start, ('running', n, now, n, owner, now, in_hand, 1, 2 * n))
-                db.execute('COMMIT')
-                db.execute('BEGIN IMMEDIATE')
-                db.execute(start, ('created', n, now, n, None, None, '[]', 1, 2 * n + 1))
-                db.execute(
-                    'UPDATE steps SET status = ?, start_ts = ?, duration = ?, attempt = ?, owner = ?, '
-                    'attempts = ? WHERE run = ? AND seq = ?',
-                    ('success', now, 0.001, 1, 'process 12345 on host', None, 1, n - 1),
-                )
-                body = db.execute('INSERT INTO bodies (state, node) VALUES (?, ?)', (state, node)).lastrowid
-                db.execute(
-                    'INSERT INTO steps (run, seq, id, node_id, kind, status, attempt, body) '
-                    "VALUES (1, ?, ?, 'Odd', 'node', 'created', 0, ?)",
-                    (n, step_id, body),
-                )
-                db.execute('COMMIT')
+                step(n)
             return steps
 
-        yield run
+        async def run_in_a_loop() -> int:
+            for n in range(steps):
+                step(n)
+                await asyncio.get_running_loop().run_in_executor(None, os.fdatasync, log.fileno())
+            return steps
+
+        with open(f'{path}-wal', 'rb+') as log:
+            yield (lambda: asyncio.run(run_in_a_loop())) if in_a_thread else run
 
 
 SUBJECTS: dict[str, Prepare] = {
@@ -109,6 +123,7 @@ SUBJECTS: dict[str, Prepare] = {
     "graphkeep, durability='full'": partial(ours, durability='full'),
     'LangGraph 1.2': partial(langgraph, synchronous='FULL'),
     'bare sqlite3, synchronous=FULL': partial(bare, synchronous='FULL'),
+    'bare sqlite3, waiting in a thread': partial(bare, synchronous='NORMAL', in_a_thread=True),
 }
 AT_ONCE: dict[str, Prepare] = {
     'graphkeep': partial(ours, runs=100),
@@ -121,6 +136,9 @@ def cases() -> Iterator[Any]:
     for size in (100, 10_000):
         for subject in SUBJECTS:
             yield pytest.param('SQLite', 1_000, size, subject, id=f'SQLite-1000-{size}-{subject}')
+    # as long as each of those that are run at once
+    for subject in ('graphkeep', "graphkeep, durability='full'"):
+        yield pytest.param('SQLite', 100, 100, subject, id=f'SQLite-100-100-{subject}')
     for subject in AT_ONCE:
         yield pytest.param(
             'SQLite, 100 runs at once', 10_000, 100, subject, id=f'SQLite-at-once-10000-100-{subject}'
