@@ -69,7 +69,7 @@ def write_step(db: sqlite3.Connection, view: SqlView, commit: Commit, now: datet
             return None
         updated = max(moved, view.updated)
         values = ('running', view.last, updated, *holder, _begun(record, moved), view.run, view.version)
-        if not db.execute(CHANGE_RUN, values).rowcount:
+        if not begin_step(db, values):
             return None
         view.took(record, ownership, updated)
         return Receipt(fence, record.seq, record.attempt, view.last)
@@ -99,6 +99,11 @@ def _begun(record: StepRecord, started: int) -> str:
 @lru_cache(maxsize=1024)
 def _quoted(text: str | None) -> str:
     return to_json(text).decode()
+
+
+def begin_step(db: sqlite3.Connection, values: tuple[Any, ...]) -> bool:
+    """Write what begins a step, unless the run is not as it was looked at."""
+    return db.execute(CHANGE_RUN, values).rowcount != 0
 
 
 def end_step(db: sqlite3.Connection, values: tuple[Any, ...], comes: StepRecord, body: Body) -> bool:

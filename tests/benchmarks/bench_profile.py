@@ -29,7 +29,9 @@ STEPS = 1_000
 OURS = Path(__file__).resolve().parents[2] / 'src' / 'graphkeep'
 
 PARTS = {
-    'sqlrun._write_step_end': 'SQLite: the end of a step',
+    'sqlstep.end_step': 'SQLite: the end of a step',
+    'sqlstep.begin_step': 'SQLite: its start, and other commits',
+    'sqlstep': 'what a commit makes of the run at hand, as columns',
     'sqlrun._write_all': 'SQLite: its start, and other commits',
     'sqlrun': 'what a commit makes of the run at hand, as columns',
     'sqlview': 'what a commit makes of the run at hand, as columns',
