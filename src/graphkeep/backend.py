@@ -22,7 +22,6 @@ __all__ = (
     'LoggedRun',
     'RunBackend',
     'RunLog',
-    'RunView',
     'TryAgain',
     'Turn',
     'apply',
@@ -172,6 +171,7 @@ class Applied:
     ownership: Ownership
     """Who has the run after it."""
     receipt: Receipt
+    """What is told of it."""
     begins: About | None = None
     """What to record of the run, if this begins it."""
 

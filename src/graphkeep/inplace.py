@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import types
 from collections.abc import Coroutine, Generator
 from contextvars import ContextVar, copy_context
@@ -52,9 +53,16 @@ def in_place(work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
             run(work.close)
             raise
         except BaseException as exc:
-            value, resume, raised = exc, work.throw, exc
+            value, resume = exc, work.throw
+            if raised is None and task is not None and _is_cancellation(exc, task, cancelled):
+                raised = exc  # and not what is raised by anything that the work awaits after it
     if task is None:
         yield from anyio.lowlevel.checkpoint_if_cancelled().__await__()
     elif raised is not None and task.cancelling() > cancelled:
         raise raised
     return result
+
+
+def _is_cancellation(exc: BaseException, task: asyncio.Task[Any], before: int) -> bool:
+    """Whether this is the task's own cancellation: asyncio throws what any awaited future raises."""
+    return isinstance(exc, asyncio.CancelledError) and task.cancelling() > before

@@ -41,8 +41,12 @@ _LONG: Final = {False: 16 * 2**20, True: 2 * 2**20}
 _KEPT: Final = {False: 16 * 2**20, True: 8 * 2**20}
 
 
+def _nothing() -> None:
+    pass
+
+
 class Stageable(Protocol):
-    """A run, as far as its commits are written: one at a time, each accepted or rejected before the next."""
+    """A run, as far as its commits are written: one at a time, accepted before the next if it is made."""
 
     def stage(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
         """Write what the commit makes of the run, or refuse it before anything is written.
@@ -53,10 +57,6 @@ class Stageable(Protocol):
 
     def accept(self) -> None:
         """Learn that the transaction was made."""
-        ...
-
-    def reject(self) -> None:
-        """Learn that what was staged is not part of a transaction."""
         ...
 
     @staticmethod
@@ -82,7 +82,6 @@ class _Ticket:
             self.stores = bool(commit.rows) or any(c.transition is not RELEASE for c in commit.changes)
             return self.of.stage(db, commit)
         except GraphkeepError as exc:
-            self.of.reject()
             self.turn.fail(exc)
             return exc
 
@@ -175,7 +174,6 @@ class Database:
                 raise ours(exc, self.path, 'write') from exc
         except BaseException as exc:
             roll_back(db)
-            run.reject()
             if isinstance(exc, Exception) and not isinstance(exc, LockBusy):
                 turn.fail(exc)
             raise
@@ -345,8 +343,6 @@ class Database:
                 db.execute('COMMIT')
         except Exception as exc:
             roll_back(db)
-            for ticket in tickets:
-                ticket.of.reject()
             if len(tickets) > 1:
                 return [outcome for ticket in tickets for outcome in self._commit_alone(db, ticket)]
             for ticket in tickets:
@@ -367,8 +363,10 @@ class Database:
 
     # ------------------------------------------------------------------------------------ anything at all
 
-    def write(self, func: Callable[[sqlite3.Connection], T]) -> T:
+    def write(self, func: Callable[[sqlite3.Connection], T], made: Callable[[], None] = _nothing) -> T:
         """Call `func` in a transaction of its own; all it writes is made, or nothing.
+
+        Once that is so, and before anybody else writes, `made` is called.
 
         Raises:
             LockTimeoutError: if somebody else held the lock for too long.
@@ -383,6 +381,7 @@ class Database:
             except BaseException:
                 roll_back(db)
                 raise
+            made()
             with self._queue_mutex:
                 self._syncing += 1
         try:

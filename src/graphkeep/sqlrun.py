@@ -14,10 +14,9 @@ from .backend import Applied, RunBackend, Turn, apply
 from .codec import Body
 from .commit import NAMELESS, About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import GraphkeepError
-from .jsonrun import dump_owner
 from .runinfo import run_status
 from .sqldb import Database
-from .sqlstep import CHANGE_RUN, dump_in_hand, end_step, is_new, step_values, write_step
+from .sqlstep import CHANGE_RUN, dump_in_hand, end_step, holder_values, is_new, step_values, write_step
 from .sqlview import COLUMNS, IN_HAND, SqlView, bodiless, bound, read_all, stamp, view_run
 
 __all__ = ('SqlRun', 'add_step', 'begin_run')
@@ -66,13 +65,7 @@ class SqlRun(RunBackend):
 
     def commit(self, commit: Commit) -> Receipt:
         """Apply the commit whole, or raise and change nothing."""
-        try:
-            receipt = self._database.write(lambda db: self.stage(db, commit))
-        except BaseException:
-            self.reject()
-            raise
-        self.accept()
-        return receipt
+        return self._database.write(lambda db: self.stage(db, commit), made=self.accept)
 
     # -------------------------------------------- one commit of it, within a transaction
 
@@ -113,10 +106,6 @@ class SqlRun(RunBackend):
     def accept(self) -> None:
         """Learn that the transaction was made."""
         self._view, self._staged = self._staged, None
-
-    def reject(self) -> None:
-        """Learn that what was staged is not part of a transaction."""
-        self._staged = None
 
     @staticmethod
     def settles(commit: Commit) -> bool:
@@ -177,7 +166,7 @@ def _write_all(db: sqlite3.Connection, view: SqlView, applied: Applied, version:
     settled = [record for record in applied.changed.values() if record.status not in IN_HAND]
     if (settled or appended) and not db.in_transaction:
         db.execute('BEGIN IMMEDIATE')
-    finishes = appended != [] and any(row.record.kind == 'end' for row in appended)
+    finishes = any(row.record.kind == 'end' for row in appended)
     if view.run is None:
         status, *values = _run_values(view)
         view.run = begin_run(db, view.run_id, applied.begins or NAMELESS, (status, finishes, *values))
@@ -196,16 +185,13 @@ def _write_all(db: sqlite3.Connection, view: SqlView, applied: Applied, version:
 
 def _run_values(view: SqlView) -> tuple[Any, ...]:
     """Return the columns of the row of the run that change, in the order of `CHANGE_RUN`."""
-    fence, owner, expires, _ = view.ownership
     in_hand = view.in_hand.values()
     return (
         run_status(cast(StepRecord, view.newest), in_hand),
         view.last,
         view.updated,
-        fence,
-        None if owner is None else dump_owner(owner),
-        None if expires is None else stamp(expires),
-        '[]' if not in_hand else dump_in_hand(in_hand),
+        *holder_values(view.ownership),
+        dump_in_hand(in_hand) if in_hand else '[]',
     )
 
 

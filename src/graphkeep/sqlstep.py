@@ -8,7 +8,7 @@ here: they are `admit` and `StepRecord.changed`, and what those refuse is left t
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -16,14 +16,14 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from .codec import Body
-from .commit import Commit, Receipt, StepRecord, admit
+from .commit import Commit, Ownership, Receipt, Row, StepRecord, admit
 from .errors import GraphkeepError
 from .jsonrun import dump_attempts, dump_owner, is_plain
 from .sqlschema import END_STEP
 from .sqlview import SqlView, bound, last_stamp, stamp
 from .status import START, SUCCEED
 
-__all__ = ('CHANGE_RUN', 'dump_in_hand', 'end_step', 'is_new', 'step_values', 'write_step')
+__all__ = ('CHANGE_RUN', 'dump_in_hand', 'end_step', 'holder_values', 'is_new', 'step_values', 'write_step')
 
 CHANGE_RUN: Final = """
 UPDATE runs SET
@@ -54,34 +54,46 @@ def write_step(db: sqlite3.Connection, view: SqlView, commit: Commit, now: datet
         ):
             return None
         ownership = admit(view.run_id, view.ownership, commit, now)
-        record = record.changed(view.run_id, change, ownership.owner, now)
+        record = record.changed(view.run_id, change, commit.writer.take or ownership.owner, now)
     except GraphkeepError:
         return None
-    fence, owner, expires, _ = ownership
+    write = _write_start if transition is START else _write_end
+    return write(db, view, record, ownership, rows)
+
+
+def _write_start(
+    db: sqlite3.Connection, view: SqlView, record: StepRecord, ownership: Ownership, _: Sequence[Row]
+) -> Receipt | None:
+    if view.in_hand:
+        return None
     moved = last_stamp(record)
-    holder = (
-        fence,
-        None if owner is None else dump_owner(owner),
-        None if expires is None else stamp(expires),
-    )
-    if transition is START:
-        if view.in_hand:
-            return None
-        updated = max(moved, view.updated)
-        values = ('running', view.last, updated, *holder, _begun(record, moved), view.run, view.version)
-        if not begin_step(db, values):
-            return None
-        view.took(record, ownership, updated)
-        return Receipt(fence, record.seq, record.attempt, view.last)
+    updated = max(moved, view.updated)
+    in_hand = _begun(record, moved)
+    values = 'running', view.last, updated, *holder_values(ownership), in_hand, view.run, view.version
+    if not begin_step(db, values):
+        return None
+    view.took(record, ownership, updated)
+    return Receipt(ownership.fence, record.seq, record.attempt, view.last)
+
+
+def _write_end(
+    db: sqlite3.Connection, view: SqlView, record: StepRecord, ownership: Ownership, rows: Sequence[Row]
+) -> Receipt | None:
     (row,) = rows
-    comes = row.record.numbered(view.last + 1)
+    moved, comes = last_stamp(record), row.record.numbered(view.last + 1)
     if not moved or len(view.in_hand) != 1 or comes.kind != 'node' or not is_new(comes):
         return None
-    values = ('created', comes.seq, moved, *holder, '[]', view.run, view.version)
+    values = 'created', comes.seq, moved, *holder_values(ownership), '[]', view.run, view.version
     if not end_step(db, (*values, *step_values(record), record.seq), comes, row.body):
         return None
     view.passed(record, comes, ownership, moved)
-    return Receipt(fence, record.seq, record.attempt, comes.seq)
+    return Receipt(ownership.fence, record.seq, record.attempt, comes.seq)
+
+
+def holder_values(ownership: Ownership) -> tuple[int, str | None, int | None]:
+    """Return who has the run, as its row holds it."""
+    fence, owner, expires, _ = ownership
+    return fence, None if owner is None else dump_owner(owner), None if expires is None else stamp(expires)
 
 
 def is_new(record: StepRecord) -> bool:
@@ -118,7 +130,7 @@ def end_step(db: sqlite3.Connection, values: tuple[Any, ...], comes: StepRecord,
 
 
 def step_values(record: StepRecord) -> tuple[Any, ...]:
-    """Return the columns of a snapshot that change, in the order of `_CHANGE_STEP`."""
+    """Return the columns of a snapshot that change, in the order in which they are written."""
     if not record.attempts:
         start_ts = None if record.start_ts is None else stamp(record.start_ts)
         return record.status, start_ts, record.duration, record.attempt, record.owner, None

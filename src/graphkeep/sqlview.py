@@ -157,7 +157,6 @@ class SqlView:
                 owner=holder,
                 attempts=load_attempts(attempts) if attempts else (),
             )
-        self._known = {record.id: record for record in self.in_hand.values()}
         self.newest = self.tail()[0]
 
     def tail(self) -> list[StepRecord]:
@@ -232,7 +231,8 @@ class SqlView:
 
     def _forget(self) -> None:
         """Keep at hand what will be asked for."""
-        kept = [*self.in_hand.values(), *([self.newest] if self.newest else ())]
+        # and not what a newer one with the same id hides
+        kept = [r for r in (*self.in_hand.values(), self.newest) if r and self._known.get(r.id) is r]
         # tasks that are to be run will be asked for
         kept += [r for r in self._known.values() if r.is_part and r.status == 'created']
         self._known = {record.id: record for record in kept}

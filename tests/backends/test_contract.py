@@ -198,8 +198,10 @@ class InSqlite(Examples, Durable, ManyProcesses, FailsOnDemand, Corruptible):
             raise sqlfaults.failing(sqlite3.SQLITE_FULL, 'database or disk is full')
 
         with pytest.MonkeyPatch.context() as patch:
-            for where in ('sqlrun._run_values', 'sqlite.insert', 'sqlite.delete', 'sqlite.trim'):
+            for where in ('sqlrun.write_step', 'sqlrun._run_values'):
                 patch.setattr(f'graphkeep.{where}', fail)
+            for verb in ('insert', 'delete', 'trim'):
+                patch.setattr(f'graphkeep.sqlite.{verb}', fail)
             yield
 
     def corrupt(self, directory: Path, run_id: str) -> None:

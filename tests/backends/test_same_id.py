@@ -48,3 +48,18 @@ async def test_overtaken_between_steps(store: Store):
     assert result.output == ['a3', 'b2', 'c1', 'c0']
     assert [record.status for record in await store.history('run')] == ['success'] * 5
     assert [record.attempt for record in await store.history('run')][:4] == [1] * 4
+
+
+async def test_newer_one_beside_one_that_runs(store: Store):
+    """While a node runs, a newer snapshot with its id is the one that is meant, whoever looks at the run."""
+    mine, node = store.run('run'), Again()
+    mine.set_graph_types(again)
+    await mine.snapshot_node(Done(), node)
+    (record,) = await store.history('run')
+    async with mine.record_run(record.id):
+        await mine.snapshot_node(Done(), node)
+        for number in range(40):  # more than are kept at hand
+            await mine.snapshot_node(Done(), Again(number))
+    with pytest.raises(SnapshotStatusError):
+        await mine.load_next()
+    assert [r.status for r in await store.history('run')] == ['running', *['created'] * 41]

@@ -110,10 +110,17 @@ def pair(tmp_path: Path) -> Pair:
     return Pair(tmp_path)
 
 
-def start(pair: Pair, owner: Owner = OWNERS[0], **known: Any) -> Commit:
+def start(pair: Pair, owner: Owner = OWNERS[0], *, give_up: bool = False, **known: Any) -> Commit:
     """Return the commit by which a node is started."""
     change = StatusChange(f'node{pair.names}', START, **known)
-    return Commit((change,), writer=Writer(None, owner, 30.0, False, owner.id))
+    return Commit((change,), writer=Writer(None, owner, 30.0, give_up, owner.id))
+
+
+def kept(pair: Pair, owner: Owner = OWNERS[0]) -> Commit:
+    """Return the commit by which a node is started of a run that its owner has kept."""
+    return Commit(
+        (StatusChange(f'node{pair.names}', START),), writer=Writer(pair.fence, owner, 30.0, False, owner.id)
+    )
 
 
 def end(pair: Pair, owner: Owner = OWNERS[0], *, give_up: bool = True, **known: Any) -> Commit:
@@ -125,14 +132,15 @@ def end(pair: Pair, owner: Owner = OWNERS[0], *, give_up: bool = True, **known: 
     return Commit((change,), (row,), writer=Writer(pair.fence, None, 30.0, give_up, owner.id))
 
 
-def test_a_run(pair: Pair):
-    """Starts and ends are made in one go from the second commit on, with a claimed run as without."""
-    for number in range(20):
-        assert pair.commit('first', lambda: start(pair)) is not None
-        assert pair.commit('first', lambda: end(pair, give_up=True)) is not None
+@pytest.mark.parametrize('give_up', [True, False])
+def test_a_run(pair: Pair, give_up: bool):
+    """Starts and ends are made in one go, also of a run that is kept between its steps."""
+    for _ in range(20):
+        begins = start(pair) if give_up or not pair.names else kept(pair)
+        assert pair.commit('first', lambda begins=begins: begins) is not None
+        assert pair.commit('first', lambda: end(pair, give_up=give_up)) is not None
         pair.names += 1
-        assert pair.sides[0].made >= 2 * number
-    assert pair.sides[1].made == 0
+    assert [side.made for side in pair.sides] == [40, 0]
 
 
 def test_written_by_another(pair: Pair):
@@ -229,7 +237,8 @@ def _anything(pair: Pair, data: st.DataObject) -> None:
     if what == 'start':
         seq = data.draw(st.sampled_from([None, None, 1, 99]))
         at = data.draw(st.sampled_from([None, BEGAN, BEGAN + timedelta(days=1)]))
-        pair.commit(holder, lambda: start(pair, owner, seq=seq, at=at))
+        give_up = data.draw(st.sampled_from([False, False, False, True]))
+        pair.commit(holder, lambda: start(pair, owner, give_up=give_up, seq=seq, at=at))
         return
     if what == 'end':
         give_up, kind = data.draw(st.booleans()), data.draw(st.sampled_from(KINDS))

@@ -21,7 +21,8 @@ from anyio.abc import TaskGroup
 
 from graphkeep import LockTimeoutError, SqliteStore, StorageError
 from graphkeep.backend import TryAgain, Turn
-from graphkeep.commit import Commit, Receipt
+from graphkeep.codec import Body
+from graphkeep.commit import Commit, Receipt, Row, StepRecord
 from graphkeep.sqldb import Database
 from tests.backends.sqlfaults import Statements, failing, watch
 from tests.backends.stores import Count, Tally, begin, count_up
@@ -271,9 +272,6 @@ class Nothing:
     def accept(self) -> None:
         pass
 
-    def reject(self) -> None:
-        pass
-
     @staticmethod
     def settles(commit: Commit) -> bool:
         return True
@@ -465,12 +463,26 @@ async def test_view_of_a_transaction_that_fails(path: Path, monkeypatch: pytest.
         with pytest.raises(StorageError):
             database(store).write(both)
         statements.hook = statements.nothing
-        one._backend.reject()
         assert one._backend._view is None, 'it knows what was never made'
         database(store).write(lambda db: one._backend.stage(db, Commit()))
         one._backend.accept()
         made: Any = one._backend._view
         assert made.last == 1
+
+
+def test_known_before_others_write(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What was committed is at hand before the disk is waited for, and so before anybody else may write."""
+    known: list[int] = []
+    backend: Any = SqliteStore(path, durability='full').run('run')._backend
+
+    def fdatasync(_: int) -> None:
+        known.append(backend._view.last)
+
+    monkeypatch.setattr(os, 'fdatasync', fdatasync)
+    backend.commit(Commit(rows=[Row(StepRecord('node', 'Node'), Body(b'1', b'{"node_id":"Node"}'))]))
+    assert known == [1]
+    backend._database.close_soon()
+    backend._database.close()
 
 
 def _node(state: Any, node: Any) -> Any:

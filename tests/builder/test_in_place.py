@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -283,6 +284,104 @@ async def test_cancelled_scope():
             with pytest.raises(StopAsyncIteration):
                 await anext(run)  # as in the host: a wait that was cancelled is not repeated
     await check_interrupted(store)
+
+
+def refuse() -> None:
+    """Fail, as a connection does that is closed and was lost before."""
+    raise ConnectionResetError('it is gone already')
+
+
+async def given_up_meanwhile() -> None:
+    """Await what somebody else cancels."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    loop.call_soon(future.cancel)
+    with suppress(asyncio.CancelledError):
+        await future
+
+
+@pytest.mark.parametrize('how', ['cancel', 'timeout', 'group'])
+async def test_clean_up_that_fails(how: str):
+    """A step that is cancelled may handle errors while it cleans up; they are not what comes out."""
+    graph, store, begun = PersistentGraph(chain()), MemoryStore(), asyncio.Event()
+
+    async def hook(name: str) -> None:
+        if name == 'two':
+            try:
+                begun.set()
+                await asyncio.sleep(60)
+            finally:
+                with suppress(OSError):
+                    await asyncio.to_thread(refuse)
+                await given_up_meanwhile()
+
+    async def go() -> None:
+        await graph.run(state=Trail(), inputs=1, deps=hook, persistence=store.run('r'))
+
+    async def fail() -> None:
+        await begun.wait()
+        raise LookupError('the sibling')
+
+    async def both() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(go())
+            tasks.create_task(fail())
+
+    if how == 'cancel':
+        task = asyncio.create_task(go())
+        await begun.wait()
+        task.cancel('enough')
+        with pytest.raises(asyncio.CancelledError, match='enough'):
+            await task
+    elif how == 'timeout':
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await go()
+    else:
+        with pytest.raises(ExceptionGroup) as caught:
+            await both()
+        assert [str(exc) for exc in caught.value.exceptions] == ['the sibling']
+    await check_interrupted(store)
+
+
+async def test_cancelled_after_an_error():
+    """What a step has handled before it cancels whoever drives the run does not come out."""
+    graph, store = PersistentGraph(chain()), MemoryStore()
+    loops: list[asyncio.Task[Any]] = []
+
+    async def hook(name: str) -> None:
+        if name == 'two':
+            with suppress(OSError):
+                await asyncio.to_thread(refuse)
+            loops[0].cancel('shutting down')
+            await asyncio.sleep(60)
+
+    loops.append(
+        asyncio.create_task(graph.run(state=Trail(), inputs=1, deps=hook, persistence=store.run('r')))
+    )
+    with pytest.raises(asyncio.CancelledError, match='shutting down'):
+        await loops[0]
+    await check_interrupted(store)
+
+
+async def test_cancelled_before():
+    """Where whoever drives the run was cancelled before, and goes on, what a step awaits is its own."""
+    graph, outputs = PersistentGraph(chain()), list[str]()
+
+    async def hook(name: str) -> None:
+        await given_up_meanwhile()
+
+    async def go() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        persistence = MemoryStore().run('r')
+        outputs.append(await graph.run(state=Trail(), inputs=1, deps=hook, persistence=persistence))
+
+    task = asyncio.create_task(go())
+    await asyncio.sleep(0)
+    task.cancel()
+    await task
+    assert outputs == ['came to 3']
 
 
 @pytest.mark.parametrize('stubborn', [False, True])
