@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any, Literal
 
 import pytest
@@ -115,6 +116,7 @@ def bare(
             yield (lambda: asyncio.run(run_in_a_loop())) if in_a_thread else run
 
 
+LONG = 5.0  # seconds in which to find the quickest run: machines have moments in which all takes longer
 SUBJECTS: dict[str, Prepare] = {
     'graphkeep': ours,
     'graphkeep, verify=False': partial(ours, verify=False),
@@ -164,7 +166,11 @@ def test_step(benchmark: Any, tmp_path: Path, kind: str, steps: int, size: int, 
             if open_:
                 open_.pop().__exit__(None, None, None)
 
-        output = benchmark.pedantic(_called, setup=set_up, rounds=7, warmup_rounds=1)
+        (run,), _ = set_up()
+        begun = perf_counter()
+        run()
+        rounds = max(7, min(50, round(LONG / (perf_counter() - begun))))
+        output = benchmark.pedantic(_called, setup=set_up, rounds=rounds)
         tear_down()
     assert output == steps
 
