@@ -67,6 +67,7 @@ async def test_task_cancel_waits_for_the_work(times: int, fails: bool):
 
     work = submit(func)
     task = asyncio.create_task(finished(work))
+    await asyncio.sleep(0)  # it waits from here on, though the work may have begun before
     while not begun.is_set():  # noqa: ASYNC110 -- what is waited for happens in a thread
         await asyncio.sleep(0.001)
     for _ in range(times):
