@@ -1,7 +1,7 @@
 """The two commits of a step in a SQLite store: that it begins, and that it ended, with what comes next.
 
 They could be made like all others, computed, taken over and written, each with loops over what a commit may
-hold. But nearly all commits are of these two, and made in one go they take half as long. The rules are not
+hold. But nearly all commits are of these two, and made in one go they take less time. The rules are not
 here: they are `admit` and `StepRecord.changed`, and what those refuse is left to be refused where all is.
 """
 
