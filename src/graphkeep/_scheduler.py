@@ -18,11 +18,12 @@ from ._scheduling import Ids, Results, Resumed
 from .commit import Row
 from .errors import UnfaithfulSnapshotError, UnsupportedHostError
 from .inplace import has_room, in_place
-from .offload import Stint, current_task
+from .offload import current_task
 from .step import running
 from .taskflight import TaskFlight
 from .taskrows import Branch
 from .taskrun import TaskRun
+from .turns import Stint
 
 _NEEDS: Final = 'graph builder of pydantic-graph 1.97 to 2.x'
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from .commit import NAMELESS, UNOWNED, About, Commit, Ownership, Receipt, Row, StepRecord, Tail, admit
 from .errors import RunOwnedError, SnapshotStatusError, StorageError, UnknownSnapshotError
 from .offload import submit
+from .promise import Work
 from .runinfo import RunInfo, describe, last_change
 
 __all__ = (
@@ -78,11 +78,11 @@ class RunBackend(ABC):
     queues = False
     """Whether a write that finds the storage locked is better queued than tried again and again."""
 
-    def write(self, turn: Turn) -> Receipt | Future[Receipt]:
+    def write(self, turn: Turn) -> Receipt | Work[Receipt]:
         """Make one commit when its turn comes.
 
         Returns:
-            What it did; in the future, if it is made but has to wait until it lasts.
+            What it did; as work, if it is made but has to wait until it lasts.
 
         Raises:
             StorageError: as `commit`; with a receipt if it was made, and only may not last.
@@ -107,8 +107,8 @@ class RunBackend(ABC):
             turn.settle(receipt)
             return receipt
 
-    def queue(self, turn: Turn) -> Future[Receipt]:
-        """Make one commit in another thread; in the future `TryAgain`, if it is as well made here and now."""
+    def queue(self, turn: Turn) -> Work[Receipt]:
+        """Have one commit made by another thread; `TryAgain` comes of it if it is as well made here."""
         return submit(partial(self._write, turn))
 
     @abstractmethod

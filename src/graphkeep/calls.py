@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from functools import wraps
 from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
@@ -14,6 +13,7 @@ import anyio.lowlevel
 from .backend import LockBusy, TryAgain
 from .errors import LockTimeoutError
 from .offload import asyncio_task, finished, pause, redeliver
+from .promise import Promise, Work
 
 __all__ = ('Calling', 'call', 'whole')
 
@@ -40,7 +40,7 @@ class Calling(NamedTuple):
 
 
 async def call(
-    func: Callable[[], T], elsewhere: Callable[[], Future[S]], how: Calling
+    func: Callable[[], T], elsewhere: Callable[[], Work[S]], how: Calling
 ) -> tuple[T | S, BaseException | None]:
     """Call `func`, or have it called `elsewhere`; return the result and a cancellation that came meanwhile.
 
@@ -105,8 +105,8 @@ async def _whole_in_trio(verb: Coroutine[Any, Any, T]) -> T:
 
 
 async def _whole_in_asyncio(verb: Coroutine[Any, Any, T]) -> T:
-    task, done = asyncio.create_task(verb), Future[None]()
-    task.add_done_callback(lambda _: done.set_result(None))
+    task, done = asyncio.create_task(verb), Promise[None]()
+    task.add_done_callback(lambda _: done.resolve(None))
     interrupted = await finished(done)
     if interrupted is not None:
         if task.cancelled() or task.exception() is None:

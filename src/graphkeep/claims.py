@@ -6,7 +6,6 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, ParamSpec, TypeVar
@@ -21,6 +20,7 @@ from .errors import GraphkeepError, OwnershipLostError, RunOwnedError
 from .guard import Guard
 from .offload import asyncio_task, caller
 from .owner import new_owner
+from .promise import Work
 from .status import CANCEL, CLAIM, FAIL, RECOVER, RELEASE, START, SUCCEED
 
 __all__ = ('Claims', 'Commitment', 'node_guard')
@@ -45,7 +45,7 @@ class Claims:
         self.keeping = False  # the run, also between two of its steps
         self._process = _processes[0]
         self._hold: heartbeat.Hold | None = None
-        self._renewing: Future[Receipt] | None = None
+        self._renewing: Work[Receipt] | None = None
         self.guards: set[Guard] = set()
         """What cancels the nodes that run, if the run is lost."""
         # weakly: a persistence that nobody has any more must not keep its run
@@ -106,7 +106,7 @@ class Claims:
             self._renewing.add_done_callback(self._renewed)
         return True
 
-    def _renewed(self, done: Future[Receipt]) -> None:
+    def _renewed(self, done: Work[Receipt]) -> None:
         exc = done.exception()
         if isinstance(exc, OwnershipLostError):
             self._lost(exc)

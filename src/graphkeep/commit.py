@@ -201,7 +201,7 @@ _step_record: Final = quick(StepRecord)
 _attempt: Final = quick(Attempt)
 
 
-_PASSED_ON: Final = (CLAIM, RELEASE, RECOVER)
+_PASSED_ON: Final = frozenset({CLAIM, RELEASE, RECOVER})
 # what changes hands without being run
 _OUTCOMES: Final[dict[str, Outcome]] = {
     'succeed': 'success',

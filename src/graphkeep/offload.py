@@ -9,14 +9,13 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from time import perf_counter
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import anyio
-import anyio.lowlevel
+
+from .promise import Work
 
 __all__ = (
-    'Stint',
     'Threads',
     'asyncio_task',
     'caller',
@@ -78,7 +77,7 @@ def submit(func: Callable[[], T]) -> Future[T]:
     return _shared.submit(func)
 
 
-async def finished(work: Future[Any]) -> BaseException | None:
+async def finished(work: Work[Any]) -> BaseException | None:
     """Wait until the work is done, whatever is cancelled; return a cancellation that came meanwhile.
 
     On trio a cancellation is left to the caller's next checkpoint. On asyncio it is caught, the end awaited,
@@ -98,7 +97,7 @@ async def finished(work: Future[Any]) -> BaseException | None:
     return None
 
 
-async def _finished_in_asyncio(work: Future[Any]) -> BaseException | None:
+async def _finished_in_asyncio(work: Work[Any]) -> BaseException | None:
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
     work.add_done_callback(
@@ -122,7 +121,7 @@ async def _finished_in_asyncio(work: Future[Any]) -> BaseException | None:
 
 
 def _waker(call: Callable[[Callable[[], object]], object], wake: Callable[[], object]) -> Callable[..., None]:
-    def done(work: Future[Any]) -> None:
+    def done(work: Work[Any]) -> None:
         with suppress(RuntimeError):  # the event loop has ended, and whoever waited in it
             call(wake)
 
@@ -144,41 +143,6 @@ def caller() -> Callable[[Callable[[], object]], object]:
     import trio  # the library that is running, so it is there
 
     return trio.lowlevel.current_trio_token().run_sync_soon
-
-
-_STINT: Final = 0.0002, 0.001
-# seconds after which other tasks are to have their turn, although nothing has to be waited for: if they need
-# long for that, and if they do not
-
-
-class Stint:
-    """What goes on for long without having to wait for anything; others have their turn in between.
-
-    After 0.2 ms, and where they need no more than 0.2 ms for that, the next time after twice as long, up to
-    1 ms: to ask takes as long as a good part of a step, and where there is next to nobody it is for nothing.
-    """
-
-    __slots__ = ('_began', '_lasts')
-
-    def __init__(self) -> None:
-        self._began = perf_counter()
-        self._lasts = _STINT[0]
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it is time to give way."""
-        return perf_counter() - self._began > self._lasts
-
-    async def give_way(self) -> None:
-        """Let other tasks have their turn, and a cancellation be raised."""
-        asked = perf_counter()
-        if asyncio_task() is None:
-            await anyio.lowlevel.checkpoint()
-        else:
-            await asyncio.sleep(0)  # what anyio does there, too, once it has found out where it is
-        self._began = perf_counter()
-        shortest, longest = _STINT
-        self._lasts = shortest if self._began - asked > shortest else min(2 * self._lasts, longest)
 
 
 async def pause(seconds: float, *, stubborn: bool) -> BaseException | None:

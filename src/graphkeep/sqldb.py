@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
@@ -21,6 +21,8 @@ from typing import Final, Protocol, TypeVar
 from .backend import LockBusy, TryAgain, Turn
 from .commit import Commit, Receipt
 from .errors import GraphkeepError, LockTimeoutError, StorageError, another
+from .promise import Promise
+from .sqldisk import Disk
 from .sqllog import WriteAheadLog
 from .sqlopen import open_file, ours, translated
 from .sqlreaders import Readers, roll_back
@@ -73,7 +75,7 @@ class _Ticket:
         self.turn = turn
         self.until = until  # when to give up, where its turn cannot be entered
         self.stores = False  # something: more than that a run is kept or given back
-        self.done: Future[Receipt] = Future()
+        self.done = Promise[Receipt]()
 
     def run(self, db: sqlite3.Connection) -> Receipt | GraphkeepError:
         """Write it, or return why it is refused."""
@@ -84,17 +86,6 @@ class _Ticket:
         except GraphkeepError as exc:
             self.turn.fail(exc)
             return exc
-
-    def resolve(self, outcome: Receipt | BaseException) -> None:
-        """Tell whoever waits."""
-        _tell(self.done, outcome)
-
-
-def _tell(done: Future[Receipt], outcome: Receipt | BaseException) -> None:
-    if isinstance(outcome, BaseException):
-        done.set_exception(outcome)
-    else:
-        done.set_result(outcome)
 
 
 class Database:
@@ -121,12 +112,10 @@ class Database:
         self._draining = False  # whether a thread makes what waits
         self._idle = threading.Event()  # set unless that is so
         self._idle.set()
-        self._made: list[tuple[Future[Receipt], Receipt]] = []  # and not yet on the disk
-        self._lasting = threading.Event()
-        self._lasting.set()
         self._backed = threading.Event()  # unless the log is being written back
         self._backed.set()
         self._threads = ThreadPoolExecutor(3, thread_name_prefix='graphkeep-sqlite')
+        self._disk = Disk(self.path, self._threads.submit)
         self._closing = 0  # how many wait until there is nothing more to do
         self._syncing = 0  # how many are about to wait for the disk besides those
         self._commits = 0
@@ -140,20 +129,20 @@ class Database:
 
     # ------------------------------------------------------------------------------------------ one commit
 
-    def write_now(self, run: Stageable, turn: Turn) -> Receipt | Future[Receipt]:
+    def write_now(self, run: Stageable, turn: Turn) -> Receipt | Promise[Receipt]:
         """Make one commit of a run here and now.
 
         Returns:
-            What it did; in the future, if it is made but has to wait for the disk.
+            What it did; as a promise, if it is made but has to wait for the disk.
 
         Raises:
             LockBusy: if anything would have to be waited for. Nothing was done.
         """
-        if not self.ready or self._draining or not self._mutex.acquire(blocking=False):
+        if not self.ready or self._draining or not self._mutex.acquire(False):
             raise LockBusy
         try:
             db = self._writer
-            if self._log_is_long() or db is None or not turn.mutex.acquire(blocking=False):
+            if self._log_is_long() or db is None or not turn.mutex.acquire(False):
                 raise LockBusy
             try:
                 return self._write_alone(db, run, turn)
@@ -162,7 +151,7 @@ class Database:
         finally:
             self._mutex.release()
 
-    def _write_alone(self, db: sqlite3.Connection, run: Stageable, turn: Turn) -> Receipt | Future[Receipt]:
+    def _write_alone(self, db: sqlite3.Connection, run: Stageable, turn: Turn) -> Receipt | Promise[Receipt]:
         try:
             commit = turn.open()
             settling = self.durable and run.settles(commit)
@@ -179,18 +168,7 @@ class Database:
             raise
         run.accept()
         turn.settle(receipt)
-        return self._when_it_lasts(receipt) if settling else receipt
-
-    def _when_it_lasts(self, receipt: Receipt) -> Future[Receipt]:
-        """Have a thread wait for the disk, for all that was committed meanwhile at once."""
-        done: Future[Receipt] = Future()
-        with self._queue_mutex:
-            self._made.append((done, receipt))
-            if not self._lasting.is_set():
-                return done
-            self._lasting.clear()
-        self._start(self._wait_for_the_disk)
-        return done
+        return self._disk.lasting(receipt) if settling else receipt
 
     def _start(self, func: Callable[[], None]) -> None:
         """Have one of this file's own threads call it, so that it waits for no other work of the process."""
@@ -198,17 +176,6 @@ class Database:
             self._threads.submit(func)
         except RuntimeError:  # no thread is to be had
             func()
-
-    def _wait_for_the_disk(self) -> None:
-        while True:
-            with self._queue_mutex:
-                made, self._made = self._made, []
-                if not made:
-                    self._lasting.set()
-                    return
-            outcomes = self._synced([receipt for _, receipt in made])
-            for (done, _), outcome in zip(made, outcomes, strict=True):
-                _tell(done, outcome)
 
     def _log_is_long(self) -> bool:
         """Whether the log grows faster than a thread writes it back; if it is long, have one begin that."""
@@ -246,7 +213,7 @@ class Database:
 
     # ------------------------------------------------------------------------------- what waits, together
 
-    def queue(self, run: Stageable, turn: Turn) -> Future[Receipt]:
+    def queue(self, run: Stageable, turn: Turn) -> Promise[Receipt]:
         """Have one commit of a run made by a thread, together with others that wait."""
         ticket = _Ticket(run, turn, self._until())
         with self._queue_mutex:
@@ -279,7 +246,7 @@ class Database:
                     self._draining = False
                     self._idle.set()
             for ticket in came:
-                ticket.resolve(TryAgain())
+                ticket.done.resolve(TryAgain())
             self._resolve([(ticket, outcome) for ticket, outcome in outcomes if outcome is not None])
             if over:
                 break
@@ -296,11 +263,11 @@ class Database:
 
     def _resolve(self, outcomes: Sequence[tuple[_Ticket, Receipt | BaseException]]) -> None:
         """Tell whoever waits, once what was committed lasts."""
-        synced = self._synced([outcome for _, outcome in outcomes])
+        synced = self._disk.synced([outcome for _, outcome in outcomes])
         with self._queue_mutex:
             self._syncing -= 1
         for (ticket, _), outcome in zip(outcomes, synced, strict=True):
-            ticket.resolve(outcome)
+            ticket.done.resolve(outcome)
 
     def _write_together(self, batch: list[_Ticket]) -> list[tuple[_Ticket, Receipt | BaseException | None]]:
         """Make these commits, and all that comes until they can be begun with.
@@ -314,7 +281,7 @@ class Database:
             self._begin(db, until)
             batch += self._waiting()
             try:
-                entered += [ticket for ticket in batch if ticket.turn.mutex.acquire(blocking=False)]
+                entered += [ticket for ticket in batch if ticket.turn.mutex.acquire(False)]
                 outcomes = self._commit(db, entered)
                 if any(ticket.stores for ticket in entered):
                     self._stay_open()
@@ -385,40 +352,13 @@ class Database:
             with self._queue_mutex:
                 self._syncing += 1
         try:
-            self._sync()
+            self._disk.sync()
         except OSError as exc:
             raise StorageError(str(self.path), 'make durable', exc, receipt=Receipt()) from exc
         finally:
             with self._queue_mutex:
                 self._syncing -= 1
         return value
-
-    def _synced(self, outcomes: Sequence[Receipt | BaseException]) -> Sequence[Receipt | BaseException]:
-        """Wait for the disk, and tell whoever has committed something if that cannot be relied on."""
-        if not any(isinstance(outcome, Receipt) for outcome in outcomes):
-            return outcomes
-        try:
-            self._sync()
-        except BaseException as exc:  # whatever it is, nobody may wait for ever
-            return [
-                self._not_lasting(outcome, exc) if isinstance(outcome, Receipt) else outcome
-                for outcome in outcomes
-            ]
-        return outcomes
-
-    def _not_lasting(self, receipt: Receipt, exc: BaseException) -> BaseException:
-        if isinstance(exc, OSError):
-            return StorageError(str(self.path), 'make durable', exc, receipt=receipt)
-        return another(exc)
-
-    def _sync(self) -> None:
-        """Wait until the log is on the disk, where that was asked for.
-
-        SQLite would do it within the transaction (`PRAGMA synchronous = FULL`). Here nobody else is kept from
-        writing meanwhile, and commits that need not wait do not. What was committed before lasts with it.
-        """
-        if self.durable and self._log is not None:
-            self._log.sync()
 
     def close_soon(self) -> None:
         """Make all that waits from now on here, for `close` is called next."""
@@ -433,7 +373,6 @@ class Database:
         try:
             while True:
                 self._idle.wait()
-                self._lasting.wait()
                 self._backed.wait()
                 if self._close_if_idle():
                     return
@@ -445,11 +384,12 @@ class Database:
     def _close_if_idle(self) -> bool:
         """Close every connection, unless something is under way."""
         with self._mutex, translated(self.path, 'close'):
-            if self._syncing or not all(e.is_set() for e in (self._idle, self._lasting, self._backed)):
+            if self._syncing or self._disk.busy or not (self._idle.is_set() and self._backed.is_set()):
                 return False
             self.ready, self._shut = False, True
             self.readers.close()
-            log, self._log = self._log, None
+            self._disk.rest()
+            log, self._log, self._disk.log = self._log, None, None
             if log is not None:
                 log.close()
             writer, self._writer = self._writer, None
@@ -487,6 +427,8 @@ class Database:
             if log.reaches(_LONG[self.durable]):  # all others end before they have looked at it
                 _begin_log_anew(writer)
             self._writer, self._log, self.ready = writer, log, not self._shut
+            if self.durable:
+                self._disk.log = log
         return self._writer
 
     def _stay_open(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, cast
@@ -14,6 +13,7 @@ from .backend import Applied, RunBackend, Turn, apply
 from .codec import Body
 from .commit import NAMELESS, About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import GraphkeepError
+from .promise import Promise
 from .runinfo import run_status
 from .sqldb import Database
 from .sqlstep import CHANGE_RUN, dump_in_hand, end_step, holder_values, is_new, step_values, write_step
@@ -55,11 +55,11 @@ class SqlRun(RunBackend):
         self._view: SqlView | None = None  # what is at hand of it
         self._staged: SqlView | None = None  # what will be, once the transaction is made
 
-    def write(self, turn: Turn) -> Receipt | Future[Receipt]:
+    def write(self, turn: Turn) -> Receipt | Promise[Receipt]:
         """Make one commit here and now, unless there is a lock or a checkpoint to wait for."""
         return self._database.write_now(self, turn)
 
-    def queue(self, turn: Turn) -> Future[Receipt]:
+    def queue(self, turn: Turn) -> Promise[Receipt]:
         """Have one commit made by a thread, together with others that wait."""
         return self._database.queue(self, turn)
 
@@ -154,8 +154,8 @@ def _write(db: sqlite3.Connection, view: SqlView, applied: Applied, version: int
         (ended,) = applied.changed.values()
         (row,) = applied.appended
         if is_new(row.record) and ended.status not in IN_HAND:
-            values = *_run_values(view), view.run, version, *step_values(ended), ended.seq
-            return end_step(db, values, row.record, row.body)
+            step = *step_values(ended, stamp(ended.start_ts)), ended.seq
+            return end_step(db, (*_run_values(view), view.run, version, *step), row.record, row.body)
     return _write_all(db, view, applied, version)
 
 
@@ -177,7 +177,7 @@ def _write_all(db: sqlite3.Connection, view: SqlView, applied: Applied, version:
     elif finishes:
         db.execute(_FINISH_RUN, (view.run,))
     for record in settled:
-        db.execute(_CHANGE_STEP, (*step_values(record), view.run, record.seq))
+        db.execute(_CHANGE_STEP, (*step_values(record, stamp(record.start_ts)), view.run, record.seq))
     for row in appended:
         add_step(db, view.run, row)
     return True
@@ -212,7 +212,7 @@ def add_step(db: sqlite3.Connection, run: int, row: Row) -> None:
     """Write the rows of a new snapshot."""
     record, body = row.record, row.body
     at = db.execute(_ADD_BODY, (body.state, body.node)).lastrowid
+    values = step_values(record, stamp(record.start_ts))
     db.execute(
-        _ADD_STEP,
-        (run, record.seq, bound(record.id), bound(record.node_id), record.kind, *step_values(record), at),
+        _ADD_STEP, (run, record.seq, bound(record.id), bound(record.node_id), record.kind, *values, at)
     )

@@ -20,7 +20,7 @@ from .commit import Commit, Ownership, Receipt, Row, StepRecord, admit
 from .errors import GraphkeepError
 from .jsonrun import dump_attempts, dump_owner, is_plain
 from .sqlschema import END_STEP
-from .sqlview import SqlView, bound, last_stamp, stamp
+from .sqlview import SqlView, bound, end_stamp, stamp
 from .status import START, SUCCEED
 
 __all__ = ('CHANGE_RUN', 'dump_in_hand', 'end_step', 'holder_values', 'is_new', 'step_values', 'write_step')
@@ -66,13 +66,13 @@ def _write_start(
 ) -> Receipt | None:
     if view.in_hand:
         return None
-    moved = last_stamp(record)
-    updated = max(moved, view.updated)
-    in_hand = _begun(record, moved)
+    began = stamp(record.start_ts) or 0
+    updated = max(began, view.updated)
+    in_hand = _begun(record, began)
     values = 'running', view.last, updated, *holder_values(ownership), in_hand, view.run, view.version
     if not begin_step(db, values):
         return None
-    view.took(record, ownership, updated)
+    view.took(record, ownership, began, updated)
     return Receipt(ownership.fence, record.seq, record.attempt, view.last)
 
 
@@ -80,11 +80,12 @@ def _write_end(
     db: sqlite3.Connection, view: SqlView, record: StepRecord, ownership: Ownership, rows: Sequence[Row]
 ) -> Receipt | None:
     (row,) = rows
-    moved, comes = last_stamp(record), row.record.numbered(view.last + 1)
-    if not moved or len(view.in_hand) != 1 or comes.kind != 'node' or not is_new(comes):
+    began, comes = view.began or stamp(record.start_ts), row.record.numbered(view.last + 1)
+    if not began or len(view.in_hand) != 1 or comes.kind != 'node' or not is_new(comes):
         return None
+    moved = end_stamp(began, record.duration)
     values = 'created', comes.seq, moved, *holder_values(ownership), '[]', view.run, view.version
-    if not end_step(db, (*values, *step_values(record), record.seq), comes, row.body):
+    if not end_step(db, (*values, *step_values(record, began), record.seq), comes, row.body):
         return None
     view.passed(record, comes, ownership, moved)
     return Receipt(ownership.fence, record.seq, record.attempt, comes.seq)
@@ -129,20 +130,12 @@ def end_step(db: sqlite3.Connection, values: tuple[Any, ...], comes: StepRecord,
     return True
 
 
-def step_values(record: StepRecord) -> tuple[Any, ...]:
+def step_values(record: StepRecord, began: int | None) -> tuple[Any, ...]:
     """Return the columns of a snapshot that change, in the order in which they are written."""
-    if not record.attempts:
-        start_ts = None if record.start_ts is None else stamp(record.start_ts)
-        return record.status, start_ts, record.duration, record.attempt, record.owner, None
-    plain = is_plain(record)
-    return (
-        record.status,
-        stamp(record.start_ts),
-        record.duration,
-        record.attempt,
-        record.attempts[-1].owner if plain else record.owner,
-        None if plain else dump_attempts(record.attempts),
-    )
+    _, _, _, status, _, _, duration, attempt, attempts, owner, _ = record
+    if is_plain(record):
+        return status, began, duration, attempt, attempts[-1].owner, None
+    return status, began, duration, attempt, owner, dump_attempts(attempts) if attempts else None
 
 
 def dump_in_hand(records: Iterable[StepRecord]) -> str:

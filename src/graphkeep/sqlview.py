@@ -14,7 +14,6 @@ from .codec import Body
 from .commit import NAMELESS, UNOWNED, About, Attempt, Ownership, Row, StepRecord
 from .errors import CorruptSnapshotError
 from .jsonrun import load_attempts, load_owner
-from .runinfo import last_change
 
 __all__ = (
     'COLUMNS',
@@ -23,6 +22,7 @@ __all__ = (
     'SqlView',
     'bodiless',
     'bound',
+    'end_stamp',
     'last_stamp',
     'moment',
     'read_all',
@@ -35,6 +35,7 @@ IN_HAND: Final = ('pending', 'running')
 """The statuses of what somebody has in hand; it is in the row of the run."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_LATEST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 UNREADABLE: Final = (
     AttributeError,
     IndexError,
@@ -105,7 +106,20 @@ def _check_counts(*counts: int) -> None:
 
 def last_stamp(record: StepRecord) -> int:
     """Return when the latest attempt at a snapshot began or, if it has ended, when that was; 0 if never."""
-    return stamp(record.start_ts if record.duration is None else last_change(record)) or 0
+    began = stamp(record.start_ts)
+    return 0 if began is None else end_stamp(began, record.duration)
+
+
+def end_stamp(began: int, duration: float | None) -> int:
+    """Return when what began then ended, as `last_change` tells it; if it has not, when it began."""
+    if duration is None:
+        return began
+    try:
+        # `timedelta` rounds a part of a second like this
+        took = round(duration * 1e6) if 0 <= duration < 1 else timedelta(0, duration) // _MICROSECOND
+    except (OverflowError, ValueError):
+        return began
+    return began + took if began + took <= _LATEST else began
 
 
 class SqlView:
@@ -120,6 +134,7 @@ class SqlView:
         self.about = NAMELESS
         self.in_hand: dict[int, StepRecord] = {}
         self.newest: StepRecord | None = None
+        self.began: int | None = None  # the newest, as a stamp, if that is known
         self._known: dict[str, StepRecord] = {}  # by id: of those that are asked for, the newest with that id
         self._room = _KNOWN
         if (values := db.execute(_FIND_RUN, (run_id,)).fetchone()) is not None:
@@ -180,10 +195,10 @@ class SqlView:
         except UNREADABLE as exc:
             raise unreadable(self.run_id, exc) from exc
 
-    def took(self, record: StepRecord, ownership: Ownership, updated: int) -> None:
+    def took(self, record: StepRecord, ownership: Ownership, began: int, updated: int) -> None:
         """Know that the newest step has begun."""
         self.newest = self._known[record.id] = self.in_hand[record.seq] = record
-        self.ownership, self.updated = ownership, updated
+        self.began, self.ownership, self.updated = began, ownership, updated
         self.version += 1
 
     def passed(self, ended: StepRecord, comes: StepRecord, ownership: Ownership, updated: int) -> None:
@@ -191,7 +206,7 @@ class SqlView:
         known = self._known
         known[ended.id], known[comes.id] = ended, comes
         self.in_hand.clear()
-        self.newest, self.last = comes, comes.seq
+        self.newest, self.last, self.began = comes, comes.seq, None
         self.ownership, self.updated = ownership, updated
         self.version += 1
         if len(known) > self._room:
@@ -220,6 +235,7 @@ class SqlView:
             if record.start_ts is not None and (moved := last_stamp(record)) > updated:
                 updated = moved
         self.ownership, self.last, self.newest = applied.ownership, applied.receipt.last, newest
+        self.began = None
         if not (applied.appended and updated):  # else what ended with something appended, ended last
             updated = max(updated, self.updated)
             if (since := applied.ownership.since) is not None:

@@ -39,7 +39,7 @@ class StepRun(AbstractAsyncContextManager[None]):
         if claimed := persistence._claimed:
             persistence._claimed = claimed - {self._snapshot_id}
         try:
-            self._receipt = receipt = await persistence._commit(Commit(changes=(start,)))
+            self._receipt = receipt = await persistence._commit(Commit((start,)))
         except BaseException as exc:
             if isinstance(exc, StorageError) and not undone(exc):
                 await self._end(RELEASE, exc)

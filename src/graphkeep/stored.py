@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -20,10 +19,12 @@ from .commit import About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import OwnershipLostError
 from .guard import Guard
 from .names import check_tags
-from .offload import Stint, finished, redeliver, submit
+from .offload import finished, redeliver, submit
 from .persistence import StatePersistence
+from .promise import Work
 from .runinfo import check_moment, is_number
 from .snapshots import Snapshot
+from .turns import Stint
 
 __all__ = ('LEASE', 'LOCK_TIMEOUT', 'StoredStatePersistence')
 
@@ -231,7 +232,7 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         return node_guard(self._claims)
 
 
-async def _lasting(made: Future[Receipt]) -> Receipt:
+async def _lasting(made: Work[Receipt]) -> Receipt:
     """Wait until a commit that was made lasts."""
     interrupted = await finished(made)
     try:

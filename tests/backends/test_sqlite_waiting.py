@@ -9,7 +9,6 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncGenerator, Generator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +22,7 @@ from graphkeep import LockTimeoutError, SqliteStore, StorageError
 from graphkeep.backend import TryAgain, Turn
 from graphkeep.codec import Body
 from graphkeep.commit import Commit, Receipt, Row, StepRecord
+from graphkeep.offload import finished
 from graphkeep.sqldb import Database
 from tests.backends.sqlfaults import Statements, failing, watch
 from tests.backends.stores import Count, Tally, begin, count_up
@@ -283,11 +283,11 @@ async def test_turn_that_does_not_come(path: Path, barred: bool):
     async with SqliteStore(path, busy_timeout=0.5) as store:
         await begin(store, 'run')
         turn = Barred()
-        waiting: Future[Receipt] = database(store).queue(Nothing(), turn)
+        waiting = database(store).queue(Nothing(), turn)
         await anyio.sleep(0.1)
         assert await store.delete('run'), 'others should not wait for it'
         turn.barred = barred
-        await anyio.to_thread.run_sync(waiting.exception, 5)
+        assert await finished(waiting) is None
         assert isinstance(waiting.exception(), LockTimeoutError if barred else type(None))
         assert turn.tries < 60, 'it is tried again and again without a pause'
 
@@ -385,7 +385,8 @@ async def test_disk_that_fails_oddly(path: Path, monkeypatch: pytest.MonkeyPatch
             turn = Barred()
             turn.barred = False
             waiting = database(store).queue(Nothing(), turn)
-            assert isinstance(await anyio.to_thread.run_sync(waiting.exception, 5), MemoryError)
+            assert await finished(waiting) is None
+            assert isinstance(waiting.exception(), MemoryError)
             with anyio.fail_after(5), pytest.raises(MemoryError):
                 await begin(store, 'run')
 

@@ -8,8 +8,7 @@ import threading
 import anyio
 import pytest
 
-from graphkeep import offload
-from graphkeep.offload import Stint, finished, pause, submit
+from graphkeep.offload import finished, pause, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -99,33 +98,3 @@ async def test_stubborn_pause_of_a_task():
     await asyncio.sleep(0)
     task.cancel()
     assert isinstance(await task, asyncio.CancelledError)
-
-
-async def test_stints(monkeypatch: pytest.MonkeyPatch):
-    """Others have their turn after 0.2 ms; where they need next to nothing, the next time after longer."""
-    now = 0.0
-    monkeypatch.setattr(offload, 'perf_counter', lambda: now)
-    stint = Stint()
-
-    def lasts() -> int:
-        """Return after how many microseconds it is over."""
-        nonlocal now
-        begun = now
-        while not stint.is_over:
-            now += 1e-6
-        return round((now - begun) * 1e6)
-
-    async def busy() -> None:
-        nonlocal now
-        now += 0.01
-
-    seen: list[int] = []
-    for _ in range(5):
-        seen.append(lasts())
-        await stint.give_way()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(busy)
-        seen.append(lasts())
-        await stint.give_way()
-    seen.append(lasts())
-    assert seen == pytest.approx([200, 400, 800, 1000, 1000, 1000, 200], abs=2)

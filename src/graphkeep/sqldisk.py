@@ -1,0 +1,125 @@
+"""The way of what was committed in a SQLite store to the disk, and who waits for that."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from .commit import Receipt
+from .errors import StorageError, another
+from .promise import Promise
+from .sqllog import WriteAheadLog
+
+__all__ = ('Disk',)
+
+_LINGERS: Final = 0.05
+# seconds that a thread waits for more to wait for: it is at hand sooner than another one
+
+
+class Disk:
+    """What a durable store waits for after a commit.
+
+    SQLite would do it within the transaction (`PRAGMA synchronous = FULL`). Here nobody else is kept from
+    writing meanwhile, and commits that need not wait do not. What was committed before lasts with it.
+    """
+
+    log: WriteAheadLog | None = None
+    """The log, while the store's file is open."""
+    busy = False
+    """Whether a thread waits for it."""
+
+    def __init__(self, path: Path, submit: Callable[[Callable[[], None]], object]):
+        """Make it.
+
+        Args:
+            path: The store's file.
+            submit: Has a function called in a thread; raises `RuntimeError` if none is to be had.
+        """
+        self.path = path
+        self._submit = submit
+        self._mutex = threading.Lock()
+        self._made: list[tuple[Promise[Receipt], Receipt]] = []  # and not yet on the disk
+        self._lingers = False  # whether the thread waits for something to be made
+        self._wake = threading.Lock()  # taken, but to wake it
+        self._wake.acquire()
+
+    def lasting(self, receipt: Receipt) -> Promise[Receipt]:
+        """Have a thread wait for it, for all that was committed meanwhile at once."""
+        promise = Promise[Receipt]()
+        with self._mutex:
+            self._made.append((promise, receipt))
+            if self.busy:
+                return promise
+            self.busy = True
+            lingered, self._lingers = self._lingers, False
+        if lingered:
+            self._wake.release()
+            return promise
+        try:
+            self._submit(partial(self._wait, lingers=True))
+        except RuntimeError:
+            self._wait(lingers=False)
+        return promise
+
+    def rest(self) -> None:
+        """Have no thread wait for more to be made."""
+        with self._mutex:
+            if not self._lingers:
+                return
+            self.busy, self._lingers = True, False
+        self._wake.release()
+
+    def _wait(self, *, lingers: bool) -> None:
+        while made := self._take(lingers=lingers):
+            outcomes = self.synced([receipt for _, receipt in made])
+            for (promise, _), outcome in zip(made, outcomes, strict=True):
+                promise.resolve(outcome)
+
+    def _take(self, *, lingers: bool) -> list[tuple[Promise[Receipt], Receipt]]:
+        """Take what was made, or what is made within a moment; nothing, if this thread is not to go on."""
+        with self._mutex:
+            if self._made or not lingers:
+                return self._taken()
+            self.busy, self._lingers = False, True
+        woken = self._wake.acquire(timeout=_LINGERS)
+        with self._mutex:
+            if self._lingers:
+                self._lingers = False
+            elif not woken:
+                self._wake.acquire()  # for it was only just woken
+            return self._taken()
+
+    def _taken(self) -> list[tuple[Promise[Receipt], Receipt]]:
+        made, self._made = self._made, []
+        self.busy = bool(made)
+        return made
+
+    def synced(self, outcomes: Sequence[Receipt | BaseException]) -> Sequence[Receipt | BaseException]:
+        """Wait for it, and return what to tell whoever has committed something."""
+        if not any(isinstance(outcome, Receipt) for outcome in outcomes):
+            return outcomes
+        try:
+            self.sync()
+        except BaseException as exc:  # whatever it is, nobody may wait for ever
+            return [
+                self._not_lasting(outcome, exc) if isinstance(outcome, Receipt) else outcome
+                for outcome in outcomes
+            ]
+        return outcomes
+
+    def _not_lasting(self, receipt: Receipt, exc: BaseException) -> BaseException:
+        if isinstance(exc, OSError):
+            return StorageError(str(self.path), 'make durable', exc, receipt=receipt)
+        return another(exc)
+
+    def sync(self) -> None:
+        """Wait until all that was committed is on it.
+
+        Raises:
+            OSError: if that cannot be relied on.
+        """
+        if self.log is not None:
+            self.log.sync()

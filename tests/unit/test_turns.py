@@ -1,0 +1,166 @@
+"""Turns: what goes on without waiting lets others go on, and does not ask more often than needed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from graphkeep import turns
+from graphkeep.turns import Stint
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    """Tells how long it took what was worked, and nothing else."""
+
+    now = 0.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    """A clock that only work moves."""
+    clock = Clock()
+    monkeypatch.setattr(turns, 'perf_counter', lambda: clock.now)
+    return clock
+
+
+async def worked(clock: Clock, seconds: float, steps: int) -> None:
+    """Go on for so many steps of so many seconds, and give way whenever it is time to."""
+    stint = Stint()
+    for _ in range(steps):
+        if stint.is_over:
+            await stint.give_way()
+        clock.now += seconds
+
+
+@pytest.mark.both_backends
+async def test_alone(clock: Clock):
+    """Who is alone gives way every 2 ms."""
+    stint, asked = Stint(), 0
+    for _ in range(1_000):
+        if stint.is_over:
+            await stint.give_way()
+            asked += 1
+        clock.now += 0.0001
+    assert 40 <= asked <= 50
+
+
+@pytest.mark.both_backends
+@pytest.mark.parametrize('runs', [1, 10, 100])
+async def test_others_wait_for_about_one_stint(clock: Clock, runs: int):
+    """However many go on, what else runs in the event loop waits for some milliseconds and not for all."""
+    gaps: list[float] = []
+    async with anyio.create_task_group() as tasks:
+        async with anyio.create_task_group() as working:
+            for _ in range(runs):
+                working.start_soon(worked, clock, 0.0001, 200)
+
+            async def watch() -> None:
+                while True:
+                    before = clock.now
+                    await checkpoint()
+                    gaps.append(clock.now - before)
+
+            tasks.start_soon(watch)
+        tasks.cancel_scope.cancel()
+    assert clock.now == pytest.approx(runs * 0.02)
+    assert max(gaps) < 0.01
+
+
+@pytest.mark.both_backends
+async def test_everybody_has_a_turn(clock: Clock):
+    """Of those that wait, the one that has waited longest is the next."""
+    done: Counter[int] = Counter()
+
+    async def work(number: int) -> None:
+        stint = Stint()
+        while min(done[n] for n in range(20)) < 100:
+            await stint.give_way()
+            assert done[number] - min(done[n] for n in range(20)) <= 2
+            done[number] += 1
+            clock.now += 0.001
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(20):
+            tasks.start_soon(work, number)
+
+
+@pytest.mark.both_backends
+async def test_many_that_do_little(clock: Clock):
+    """Where those that wait take next to no time, many go on in one round."""
+    rounds = 0
+
+    async def watch() -> None:
+        nonlocal rounds
+        while True:
+            await checkpoint()
+            rounds += 1
+
+    async def work() -> None:
+        stint = Stint()
+        for _ in range(20):
+            await stint.give_way()
+            clock.now += 0.00001
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        async with anyio.create_task_group() as working:
+            for _ in range(200):
+                working.start_soon(work)
+        tasks.cancel_scope.cancel()
+    assert rounds < 200, 'of 4,000 turns'
+
+
+@pytest.mark.both_backends
+async def test_cancelled_while_waiting(clock: Clock):
+    """Who is cancelled while it waits for its turn is told, and keeps nobody else from having one."""
+    done: list[int] = []
+
+    async def work(number: int) -> None:
+        await Stint().give_way()
+        done.append(number)
+        clock.now += 1
+
+    scopes = [anyio.CancelScope() for _ in range(10)]
+
+    async def scoped(number: int) -> None:
+        with scopes[number]:
+            await work(number)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for number in range(10):
+                tasks.start_soon(scoped, number)
+            await checkpoint()
+            for scope in scopes[3:9]:
+                scope.cancel()
+    assert {9} <= set(done) <= {0, 1, 2, 9}
+    assert all(scope.cancelled_caught for scope in scopes[3:9])
+
+
+def test_two_loops():
+    """Each event loop has turns of its own."""
+    ended: list[None] = []
+
+    async def work() -> None:
+        stint = Stint()
+        for _ in range(100):
+            await stint.give_way()
+        ended.append(None)
+
+    async def run() -> None:
+        await asyncio.gather(*(work() for _ in range(10)))
+
+    threads = [threading.Thread(target=lambda: asyncio.run(run())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(ended) == 20
