@@ -138,11 +138,11 @@ class Database:
         Raises:
             LockBusy: if anything would have to be waited for. Nothing was done.
         """
-        if not self.ready or self._draining or not self._mutex.acquire(False):
+        if not self.ready or self._draining or not self._mutex.acquire(blocking=False):
             raise LockBusy
         try:
             db = self._writer
-            if self._log_is_long() or db is None or not turn.mutex.acquire(False):
+            if self._log_is_long() or db is None or not turn.mutex.acquire(blocking=False):
                 raise LockBusy
             try:
                 return self._write_alone(db, run, turn)
@@ -281,7 +281,7 @@ class Database:
             self._begin(db, until)
             batch += self._waiting()
             try:
-                entered += [ticket for ticket in batch if ticket.turn.mutex.acquire(False)]
+                entered += [ticket for ticket in batch if ticket.turn.mutex.acquire(blocking=False)]
                 outcomes = self._commit(db, entered)
                 if any(ticket.stores for ticket in entered):
                     self._stay_open()

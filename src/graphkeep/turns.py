@@ -51,27 +51,36 @@ class _Turns:
         self._call_soon = call_soon
         self._waiting: deque[Callable[[], object]] = deque()
         self._at_once = 1  # how many go on in a round
+        self._begun = False  # whether a round has, and so is to end
         self._began = 0.0
+
+    def is_free(self) -> bool:
+        """Whether the next turn is whoever's who asks; if so, it is another one's until the round ends."""
+        if self._begun:
+            return False
+        self._begin()
+        return True
 
     def append(self, go_on: Callable[[], object]) -> None:
         """Have it called when its turn comes."""
         self._waiting.append(go_on)
-        if len(self._waiting) == 1:
-            self._begin()
 
     def _begin(self) -> None:
+        self._begun = True
         self._began = perf_counter()
-        self._call_soon(self._next)
+        self._call_soon(self._end)
 
-    def _next(self) -> None:
+    def _end(self) -> None:
+        """End a round; if somebody waits, let as many go on in the next as that one has shown to do."""
         took = perf_counter() - self._began
-        if took > _ROUND:
+        if took > _ROUND or not self._waiting:
             self._at_once = max(1, self._at_once // 2)
         elif took < _ROUND / 2:
             self._at_once = min(2 * self._at_once, len(self._waiting))
         self.lasts = _ROUND / self._at_once
         for _ in range(min(self._at_once, len(self._waiting))):
             self._waiting.popleft()()
+        self._begun = False
         if self._waiting:
             self._begin()
 
@@ -83,17 +92,23 @@ async def _next_turn() -> float:
     """Wait for the next turn in this event loop; return how long it lasts, in seconds."""
     if asyncio_task() is not None:
         loop = asyncio.get_running_loop()
-        turn = loop.create_future()
         turns = _turns(loop.call_soon)
-        turns.append(lambda: turn.done() or turn.set_result(None))
-        await turn
+        if turns.is_free():
+            await asyncio.sleep(0)  # what anyio does there, too, once it has found out where it is
+        else:
+            turn = loop.create_future()
+            turns.append(lambda: turn.done() or turn.set_result(None))
+            await turn
     else:
         import trio  # the library that is running, so it is there
 
-        event = anyio.Event()
         turns = _turns(trio.lowlevel.current_trio_token().run_sync_soon)
-        turns.append(event.set)
-        await event.wait()
+        if turns.is_free():
+            await trio.lowlevel.checkpoint()
+        else:
+            event = anyio.Event()
+            turns.append(event.set)
+            await event.wait()
     return turns.lasts
 
 

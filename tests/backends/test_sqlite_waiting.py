@@ -431,8 +431,8 @@ async def test_lease_that_is_renewed_meanwhile(path: Path, monkeypatch: pytest.M
             await anyio.to_thread.run_sync(persistence._claims._renew)
             assert not persistence._claims._renewing.done()
             busy.go.set()
-        exc = await anyio.to_thread.run_sync(persistence._claims._renewing.exception, 5)
-        assert isinstance(exc, TryAgain)
+        assert await finished(persistence._claims._renewing) is None
+        assert isinstance(persistence._claims._renewing.exception(), TryAgain)
         after = await store.runs(status='pending')
         assert cast('Any', after[0]).expires > before[0].expires
         async with persistence.record_run(snapshot.id):
