@@ -134,7 +134,7 @@ class SqlView:
         self.about = NAMELESS
         self.in_hand: dict[int, StepRecord] = {}
         self.newest: StepRecord | None = None
-        self.began: int | None = None  # the newest, as a stamp, if that is known
+        self.began: int | None = None  # when the one in hand did, as a stamp, if that is known
         self._known: dict[str, StepRecord] = {}  # by id: of those that are asked for, the newest with that id
         self._room = _KNOWN
         if (values := db.execute(_FIND_RUN, (run_id,)).fetchone()) is not None:
@@ -206,7 +206,7 @@ class SqlView:
         known = self._known
         known[ended.id], known[comes.id] = ended, comes
         self.in_hand.clear()
-        self.newest, self.last, self.began = comes, comes.seq, None
+        self.newest, self.last = comes, comes.seq
         self.ownership, self.updated = ownership, updated
         self.version += 1
         if len(known) > self._room:

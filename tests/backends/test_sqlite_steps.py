@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from graphkeep import GraphkeepError, SqliteStore, StepRecord, sqlrun, sqlstep
 from graphkeep.codec import Body
 from graphkeep.commit import Attempt, Commit, Owner, Receipt, Row, StatusChange, Writer
+from graphkeep.runinfo import last_change
+from graphkeep.sqlview import end_stamp, last_stamp, moment, stamp
 from graphkeep.status import CLAIM, FAIL, RELEASE, RETRY, START, SUCCEED, Transition
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -262,3 +264,16 @@ def _anything(pair: Pair, data: st.DataObject) -> None:
     )
     rows = [pair.row()] * data.draw(st.integers(0, 1))
     pair.commit(holder, lambda: Commit(changes, rows, writer=writer))
+
+
+@given(
+    st.datetimes(timezones=st.just(UTC)),
+    st.none() | st.floats() | st.floats(0, 2) | st.integers(0, 4_000_000).map(lambda n: n / 2e6),
+)
+def test_end(began: datetime, duration: float | None):
+    """When a step ended is the same moment, whether it is told as a number or as a date."""
+    record = StepRecord('id', 'Node', start_ts=began, duration=duration)
+    number = stamp(began)
+    assert number is not None
+    assert moment(end_stamp(number, duration)) == last_change(record)
+    assert moment(last_stamp(record)) == last_change(record)

@@ -18,7 +18,7 @@ import anyio.to_thread
 import pytest
 from anyio.abc import TaskGroup
 
-from graphkeep import LockTimeoutError, SqliteStore, StorageError
+from graphkeep import LockTimeoutError, SqliteStore, StorageError, sqldisk
 from graphkeep.backend import TryAgain, Turn
 from graphkeep.codec import Body
 from graphkeep.commit import Commit, Receipt, Row, StepRecord
@@ -370,6 +370,15 @@ async def test_closed_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch):
         assert busy.by_loop == [False, False]
         assert database(store)._writer is None
     assert len(await store.runs()) == 3
+
+
+async def test_closing_ends_the_thread_at_hand(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The thread that waits for the disk does not wait for more once the store is closed."""
+    monkeypatch.setattr(sqldisk, '_LINGERS', 1000)
+    async with SqliteStore(path, durability='full') as store:
+        await begin(store, 'run')
+        pool = database(store)._threads
+    await anyio.to_thread.run_sync(pool.shutdown)  # which waits for its threads
 
 
 async def test_disk_that_fails_oddly(path: Path, monkeypatch: pytest.MonkeyPatch):

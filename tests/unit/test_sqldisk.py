@@ -117,6 +117,43 @@ def test_thread_ends(made: Made, monkeypatch: pytest.MonkeyPatch):
     made.pool.shutdown()  # which waits for its threads
 
 
+class Wake:
+    """Stands for what wakes the thread, so that something happens at a moment that is hard to meet."""
+
+    def __init__(self, wake: threading.Lock, disk: Disk):
+        self._wake = wake
+        self._disk = disk
+        self.late: list[Promise[Receipt]] = []
+
+    def acquire(self, timeout: float = -1) -> bool:
+        """Wait; the first time nobody comes, but for a commit right after that."""
+        if timeout > 0 and not self.late:
+            self.late.append(self._disk.lasting(Receipt(9)))
+            return False
+        return self._wake.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        """Wake it; so that nobody asks for another thread, or takes the file away, it is busy by then."""
+        assert self._disk.busy
+        self._wake.release()
+
+
+def test_made_at_the_last_moment(made: Made, monkeypatch: pytest.MonkeyPatch):
+    """What is made just when the thread has waited long enough is waited for by that thread."""
+    disk: Any = made.disk
+    wake = Wake(disk._wake, disk)
+    monkeypatch.setattr(disk, '_wake', wake)
+    monkeypatch.setattr(sqldisk, '_LINGERS', PATIENCE)
+    ended(disk.lasting(Receipt()))
+    while not wake.late:
+        time.sleep(0.001)
+    ended(*wake.late, disk.lasting(Receipt()))
+    disk.rest()
+    made.pool.shutdown()
+    assert made.submitted == 1
+    assert wake._wake.locked(), 'it would not wait the next time'
+
+
 def test_without_threads(tmp_path: Path):
     """Where no thread is to be had it is waited for at once, and for nothing more."""
 
@@ -125,6 +162,7 @@ def test_without_threads(tmp_path: Path):
 
     disk, log = Disk(tmp_path / 'runs.db', submit), Log()
     disk.log = cast(Any, log)
+    cast(Any, disk)._wake = None  # which whoever lingers would wait for
     assert all(disk.lasting(Receipt()).done() for _ in range(3))
     assert log.synced == 3
     assert not disk.busy
