@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import InvalidStateError
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 __all__ = ('Promise', 'Work')
@@ -31,7 +32,7 @@ class Work(Protocol[T_co]):
         ...
 
 
-_UNKNOWN: Final = object()
+_UNKNOWN: Final = InvalidStateError('it has not ended')
 
 
 class Promise(Generic[T]):

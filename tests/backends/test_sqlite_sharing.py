@@ -17,6 +17,7 @@ import pytest
 from pydantic_graph import BaseNode, End, GraphRunContext
 
 from graphkeep import Graph, RunOwnedError, SqliteStore, run_or_resume
+from graphkeep.offload import finished
 from tests.backends.stores import Clock
 
 pytestmark = pytest.mark.anyio
@@ -58,7 +59,8 @@ async def renewed(persistence: Any) -> None:
     """Let the heartbeat beat once, and wait until that was made."""
     assert persistence._claims._renew()
     if (renewing := persistence._claims._renewing) is not None:
-        await anyio.to_thread.run_sync(renewing.result)
+        await finished(renewing)
+        renewing.result()
 
 
 @pytest.mark.parametrize('trouble', ['locked', 'closed', 'long'])

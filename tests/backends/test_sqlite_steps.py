@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from graphkeep import GraphkeepError, SqliteStore, StepRecord, sqlrun, sqlstep
@@ -145,6 +145,22 @@ def test_a_run(pair: Pair, give_up: bool):
     assert [side.made for side in pair.sides] == [40, 0]
 
 
+def test_claimed_before(pair: Pair):
+    """A node that was claimed before it is started is dated by its own start, and not by one before."""
+    for _ in range(3):
+        claim = StatusChange(f'node{pair.names}', CLAIM)
+        taken = Commit((claim,), writer=Writer(None, OWNERS[0], 30.0, False, OWNERS[0].id))
+        assert pair.commit('first', lambda taken=taken: taken) is not None
+        begins = kept(pair)
+        assert pair.commit('first', lambda begins=begins: begins) is not None
+        assert pair.commit('first', lambda: end(pair)) is not None
+        pair.names += 1
+        assert pair.commit('first', lambda: start(pair)) is not None
+        assert pair.commit('first', lambda: end(pair)) is not None
+        pair.names += 1
+    assert [side.made for side in pair.sides] == [9, 0]
+
+
 def test_written_by_another(pair: Pair):
     """What another store has written since is noticed, and the commit judged by it."""
     assert pair.commit('first', lambda: start(pair)) is not None
@@ -266,6 +282,7 @@ def _anything(pair: Pair, data: st.DataObject) -> None:
     pair.commit(holder, lambda: Commit(changes, rows, writer=writer))
 
 
+@example(datetime.max.replace(tzinfo=UTC), 0.5)
 @given(
     st.datetimes(timezones=st.just(UTC)),
     st.none() | st.floats() | st.floats(0, 2) | st.integers(0, 4_000_000).map(lambda n: n / 2e6),

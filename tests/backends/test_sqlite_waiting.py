@@ -376,6 +376,7 @@ async def test_closing_ends_the_thread_at_hand(path: Path, monkeypatch: pytest.M
     """The thread that waits for the disk does not wait for more once the store is closed."""
     monkeypatch.setattr(sqldisk, '_LINGERS', 1000)
     async with SqliteStore(path, durability='full') as store:
+        await begin(store, 'opens')
         await begin(store, 'run')
         pool = database(store)._threads
     await anyio.to_thread.run_sync(pool.shutdown)  # which waits for its threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import InvalidStateError
 
 import anyio
 import pytest
@@ -17,6 +18,8 @@ def test_outcome():
     """It is what it was resolved with, or raises it."""
     kept, broken = Promise[str](), Promise[str]()
     assert not kept.done()
+    with pytest.raises(InvalidStateError):
+        kept.result()
     kept.resolve('done')
     assert (kept.done(), kept.result(), kept.exception()) == (True, 'done', None)
     broken.resolve(ValueError('no'))

@@ -143,7 +143,7 @@ async def test_many_that_do_little_and_then_much(clock: Clock):
             for _ in range(200):
                 working.start_soon(work)
         tasks.cancel_scope.cancel()
-    assert max(gaps) < 0.01
+    assert max(gaps) < 0.02, 'of 200 ms in all'
 
 
 @pytest.mark.both_backends
