@@ -42,11 +42,13 @@ class Turn(ABC):
     With its mutex in hand a storage opens it, makes the commit, and settles it or lets it fail.
     """
 
-    __slots__ = ('mutex',)
+    __slots__ = ('commit', 'mutex')
 
-    def __init__(self, mutex: threading.Lock):
+    def __init__(self, mutex: threading.Lock, commit: Commit):
         self.mutex = mutex
         """Of the holder, one of whose writes is under way at a time."""
+        self.commit = commit
+        """The write; who makes it is known once it is opened."""
 
     @abstractmethod
     def open(self) -> Commit:

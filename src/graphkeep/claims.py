@@ -15,7 +15,7 @@ import anyio
 
 from . import heartbeat
 from .backend import LockBusy, RunBackend, TryAgain, Turn
-from .commit import Commit, Receipt, Writer, quick
+from .commit import Commit, Ownership, Receipt, Writer, quick
 from .errors import GraphkeepError, OwnershipLostError, RunOwnedError
 from .guard import Guard
 from .offload import asyncio_task, caller
@@ -50,6 +50,11 @@ class Claims:
         """What cancels the nodes that run, if the run is lost."""
         # weakly: a persistence that nobody has any more must not keep its run
         self._beat = _weakly(self._renew), _weakly(self._lost)
+
+    def has(self, ownership: Ownership) -> bool:
+        """Whether this instance has a run that is so owned."""
+        owner = ownership.owner
+        return owner is not None and self.fence == ownership.fence and owner.id == self.owner.id
 
     def keep(self, in_hand: set[str], fence: int) -> None:
         """Know what is in hand now, and renew the lease from now on."""
@@ -94,7 +99,7 @@ class Claims:
             return True  # it waits for its turn
         if self._rests():  # asked first, for the storage may be closed by now
             return False
-        turn = _Renewal(self)
+        turn = _Renewal(self, Commit())
         try:
             self.backend.write(turn)
         except _NothingInHandError:
@@ -131,11 +136,13 @@ class Claims:
 class _Write(Turn):
     """A write by one instance; its other ones, and its heartbeat's, wait meanwhile."""
 
-    __slots__ = ('_claims',)
+    __slots__ = ('claims',)
 
-    def __init__(self, claims: Claims):
-        super().__init__(claims.mutex)
-        self._claims = claims
+    def __init__(self, claims: Claims, commit: Commit):
+        self.mutex = claims.mutex  # and not by the base class: a step makes two of these
+        self.commit = commit
+        self.claims = claims
+        """Of the instance."""
 
     def settle(self, receipt: Receipt) -> None:
         pass
@@ -147,16 +154,11 @@ class _Write(Turn):
 class Commitment(_Write):
     """A commit of the instance, to which it is added who makes it."""
 
-    __slots__ = ('_commit', '_gives_up', '_in_hand')
-
-    def __init__(self, claims: Claims, commit: Commit):
-        self.mutex = claims.mutex  # and not by the base classes: a step makes two of these
-        self._claims = claims
-        self._commit = commit
+    __slots__ = ('_gives_up', '_in_hand')
 
     def open(self) -> Commit:
         """Add who makes it, or refuse what this instance does not have in hand."""
-        claims, commit = self._claims, self._commit
+        claims, commit = self.claims, self.commit
         claims.here()
         in_hand = claims.in_hand.copy()
         begun: list[str] = []
@@ -188,34 +190,34 @@ class Commitment(_Write):
 
     def _goes_on(self) -> bool:
         """Whether there is something to go on with after this."""
-        ends = any(row.record.kind == 'end' for row in self._commit.rows)
-        return not ends and bool(
-            self._commit.rows or any(c.transition is SUCCEED for c in self._commit.changes)
-        )
+        rows, changes = self.commit.rows, self.commit.changes
+        ends = any(row.record.kind == 'end' for row in rows)
+        return not ends and bool(rows or any(change.transition is SUCCEED for change in changes))
 
     def settle(self, receipt: Receipt) -> None:
         """Know what is in hand now."""
-        if self._gives_up or not (self._in_hand or self._claims.keeping):
-            self._claims.rest()
+        if self._gives_up or not (self._in_hand or self.claims.keeping):
+            self.claims.rest()
         else:
-            self._claims.keep(self._in_hand, receipt.fence)
+            self.claims.keep(self._in_hand, receipt.fence)
 
     def fail(self, exc: Exception) -> None:
         """Have nothing in hand any more if the run is lost."""
         if isinstance(exc, OwnershipLostError):
-            self._claims.forget()
+            self.claims.forget()
 
 
 class _Renewal(_Write):
     """The renewal of the lease."""
 
     def open(self) -> Commit:
-        claims = self._claims
+        claims = self.claims
         claims.here()
         if claims.fence is None:
             claims.hush()
             raise _NothingInHandError
-        return Commit(writer=Writer(claims.fence, claims.owner, claims.lease, holder=claims.owner.id))
+        self.commit.writer = Writer(claims.fence, claims.owner, claims.lease, holder=claims.owner.id)
+        return self.commit
 
 
 class _NothingInHandError(GraphkeepError):

@@ -39,6 +39,7 @@ __all__ = (
     'Writer',
     'admit',
     'quick',
+    'span',
 )
 
 T = TypeVar('T', bound=tuple[Any, ...])
@@ -408,9 +409,10 @@ def admit(run_id: str, ownership: Ownership, commit: Commit, now: datetime) -> O
         return _ownership((fence, None, None, since))
     if writer.take is None:
         return ownership
-    return _ownership((fence, writer.take, now + _span(writer.lease), since))
+    return _ownership((fence, writer.take, now + span(writer.lease), since))
 
 
 @lru_cache(maxsize=16)
-def _span(seconds: float) -> timedelta:
+def span(seconds: float) -> timedelta:
+    """Return so many seconds."""
     return timedelta(seconds=seconds)

@@ -50,6 +50,10 @@ def _nothing() -> None:
 class Stageable(Protocol):
     """A run, as far as its commits are written: one at a time, accepted before the next if it is made."""
 
+    def step(self, db: sqlite3.Connection, turn: Turn) -> Receipt | None:
+        """Make the commit, whole and in one statement, if it is one that can be; else do nothing."""
+        ...
+
     def stage(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
         """Write what the commit makes of the run, or refuse it before anything is written.
 
@@ -153,12 +157,9 @@ class Database:
 
     def _write_alone(self, db: sqlite3.Connection, run: Stageable, turn: Turn) -> Receipt | Promise[Receipt]:
         try:
-            commit = turn.open()
-            settling = self.durable and run.settles(commit)
             try:
-                receipt = run.stage(db, commit)
-                if db.in_transaction:  # else it was one statement, and that a transaction by itself
-                    db.execute('COMMIT')
+                if (receipt := run.step(db, turn)) is None:
+                    receipt = _write_any(db, run, turn)
             except sqlite3.Error as exc:
                 raise ours(exc, self.path, 'write') from exc
         except BaseException as exc:
@@ -166,9 +167,7 @@ class Database:
             if isinstance(exc, Exception) and not isinstance(exc, LockBusy):
                 turn.fail(exc)
             raise
-        run.accept()
-        turn.settle(receipt)
-        return self._disk.lasting(receipt) if settling else receipt
+        return self._disk.lasting(receipt) if self.durable and run.settles(turn.commit) else receipt
 
     def _start(self, func: Callable[[], None]) -> None:
         """Have one of this file's own threads call it, so that it waits for no other work of the process."""
@@ -453,6 +452,15 @@ class Database:
                     raise LockTimeoutError(str(self.path), self.busy_timeout) from None
             time.sleep(wait)
             wait = min(wait * 1.5, _WAIT[1])
+
+
+def _write_any(db: sqlite3.Connection, run: Stageable, turn: Turn) -> Receipt:
+    receipt = run.stage(db, turn.open())
+    if db.in_transaction:  # else it was one statement, and that a transaction by itself
+        db.execute('COMMIT')
+    run.accept()
+    turn.settle(receipt)
+    return receipt
 
 
 def _begin_log_anew(db: sqlite3.Connection) -> None:

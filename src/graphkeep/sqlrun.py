@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final, cast
 
 from .backend import Applied, RunBackend, Turn, apply
+from .claims import Commitment
 from .codec import Body
 from .commit import NAMELESS, About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import GraphkeepError
@@ -69,6 +70,16 @@ class SqlRun(RunBackend):
 
     # -------------------------------------------- one commit of it, within a transaction
 
+    def step(self, db: sqlite3.Connection, turn: Turn) -> Receipt | None:
+        """Make a commit that begins or ends a step as most do, with its turn; `None` if it is another one.
+
+        `None` as well, and nothing was done, if it is to be refused, or the run is not as it was looked at.
+        """
+        view, self._view = self._view, None  # until it is known whether it still shows the run
+        receipt = write_step(db, view, turn, self.clock) if view and isinstance(turn, Commitment) else None
+        self._view = view
+        return receipt
+
     def stage(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
         """Write what the commit makes of its run, or refuse it before anything is written.
 
@@ -80,9 +91,6 @@ class SqlRun(RunBackend):
         view, self._view = self._view, None
         if view is not None:
             view.db = db
-            if (receipt := write_step(db, view, commit, now)) is not None:
-                self._staged = view
-                return receipt
         while True:
             if fresh := view is None:
                 view = view_run(self.run_id, db)

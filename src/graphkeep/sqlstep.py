@@ -1,23 +1,26 @@
 """The two commits of a step in a SQLite store: that it begins, and that it ended, with what comes next.
 
-They could be made like all others, computed, taken over and written, each with loops over what a commit may
-hold. But nearly all commits are of these two, and made in one go they take less time. The rules are not
-here: they are `admit` and `StepRecord.changed`, and what those refuse is left to be refused where all is.
+They could be made like all others, opened, computed, taken over and written, each with loops over what a
+commit may hold. But nearly all commits are of these two, and made in one go they take less time. So what the
+rules (`Commitment.open`, `admit` and `StepRecord.changed`) make of the plain ones is here once more: of a run
+at hand, of which nothing else is in hand, and its newest snapshot, at its first attempt. What is not plain,
+and what may have to be refused, is left to the rules. A test makes the same commits both ways and compares
+all there is.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
 from pydantic_core import to_json
 
+from .claims import Claims, Commitment
 from .codec import Body
-from .commit import Commit, Ownership, Receipt, Row, StepRecord, admit
-from .errors import GraphkeepError
+from .commit import Attempt, Ownership, Receipt, Row, StatusChange, StepRecord, quick, span
 from .jsonrun import dump_attempts, dump_owner, is_plain
 from .sqlschema import END_STEP
 from .sqlview import SqlView, bound, end_stamp, stamp
@@ -31,64 +34,113 @@ UPDATE runs SET
 WHERE run = ? AND version = ?
 """
 
+_attempt: Final = quick(Attempt)
+_ownership: Final = quick(Ownership)
+_step_record: Final = quick(StepRecord)
 
-def write_step(db: sqlite3.Connection, view: SqlView, commit: Commit, now: datetime) -> Receipt | None:
-    """Write a commit that begins a step, or ends it and adds what comes next.
+
+def write_step(
+    db: sqlite3.Connection, view: SqlView, turn: Commitment, clock: Callable[[], datetime]
+) -> Receipt | None:
+    """Make a commit that begins a plain step, or ends it and adds what comes next, with its turn.
 
     Returns:
-        What it did, and the view shows it; `None`, and nothing was done, if it is another commit, is refused,
-        or the run is not as it was looked at.
+        What it did, and the view and the claims show it; `None`, and nothing was done, if it is another
+        commit, may have to be refused, or the run is not as it was looked at.
     """
-    if len(commit.changes) != 1 or commit.unless_any or commit.unless_exists is not None:
+    claims, commit = turn.claims, turn.commit
+    if len(commit.changes) != 1:
         return None
     (change,) = commit.changes
-    transition, rows = change.transition, commit.rows
-    if not (transition is START and not rows) and not (transition is SUCCEED and len(rows) == 1):
+    record = view.newest
+    if (
+        record is None
+        or view.known.get(change.snapshot_id) is not record
+        or record.attempts
+        or (change.seq is not None and change.seq < record.seq)
+    ):
         return None
-    try:
-        record = view.find(change.snapshot_id)
-        if (
-            record is None
-            or record is not view.newest
-            or (change.seq is not None and change.seq < record.seq)
-        ):
-            return None
-        ownership = admit(view.run_id, view.ownership, commit, now)
-        record = record.changed(view.run_id, change, commit.writer.take or ownership.owner, now)
-    except GraphkeepError:
-        return None
-    write = _write_start if transition is START else _write_end
-    return write(db, view, record, ownership, rows)
+    claims.here()
+    if change.transition is START:
+        return None if commit.rows else _write_start(db, view, claims, record, change.at, clock())
+    plain = len(commit.rows) == 1 and not commit.unless_any and commit.unless_exists is None
+    if change.transition is SUCCEED and plain:
+        return _write_end(db, view, claims, record, change, commit.rows[0])
+    return None
 
 
 def _write_start(
-    db: sqlite3.Connection, view: SqlView, record: StepRecord, ownership: Ownership, _: Sequence[Row]
+    db: sqlite3.Connection,
+    view: SqlView,
+    claims: Claims,
+    record: StepRecord,
+    at: datetime | None,
+    now: datetime,
 ) -> Receipt | None:
-    if view.in_hand:
+    held = view.ownership
+    id_, node_id, kind, status, seq, _, _, attempt, attempts, _, path = record
+    if status != 'created' or kind != 'node' or view.in_hand or claims.in_hand:
         return None
-    began = stamp(record.start_ts) or 0
-    updated = max(began, view.updated)
-    in_hand = _begun(record, began)
-    values = 'running', view.last, updated, *holder_values(ownership), in_hand, view.run, view.version
+    if claims.fence is None and held.owner is None:
+        fence = held.fence + 1
+    elif claims.has(held):
+        fence = held.fence
+    else:
+        return None
+    take, last = claims.owner, view.last
+    began, attempt, expires, owner = at or now, attempt + 1, now + span(claims.lease), str(take)
+    moved = stamp(began) or 0
+    updated = max(moved, view.updated)
+    in_hand = f'[[{seq},"running",{moved},null,{attempt},{_quoted(owner)},null]]'
+    values = (
+        'running',
+        last,
+        updated,
+        fence,
+        dump_owner(take),
+        stamp(expires),
+        in_hand,
+        view.run,
+        view.version,
+    )
     if not begin_step(db, values):
         return None
-    view.took(record, ownership, began, updated)
-    return Receipt(ownership.fence, record.seq, record.attempt, view.last)
+    running = id_, node_id, kind, 'running', seq, began, None, attempt, attempts, owner, path
+    view.took(_step_record(running), _ownership((fence, take, expires, None)), moved, updated)
+    claims.keep({id_}, fence)
+    return Receipt(fence, seq, attempt, last)
 
 
 def _write_end(
-    db: sqlite3.Connection, view: SqlView, record: StepRecord, ownership: Ownership, rows: Sequence[Row]
+    db: sqlite3.Connection,
+    view: SqlView,
+    claims: Claims,
+    record: StepRecord,
+    change: StatusChange,
+    row: Row,
 ) -> Receipt | None:
-    (row,) = rows
-    began, comes = view.began or stamp(record.start_ts), row.record.numbered(view.last + 1)
-    if not began or len(view.in_hand) != 1 or comes.kind != 'node' or not is_new(comes):
+    held, comes, last, duration = view.ownership, row.record, view.last + 1, change.duration
+    id_, node_id, kind, status, seq, start_ts, _, attempt, _, owner, path = record
+    began = view.began or stamp(start_ts)
+    if status != 'running' or not began or len(view.in_hand) != 1 or claims.in_hand != {id_}:
         return None
-    moved = end_stamp(began, record.duration)
-    values = 'created', comes.seq, moved, *holder_values(ownership), '[]', view.run, view.version
-    if not end_step(db, (*values, *step_values(record, began), record.seq), comes, row.body):
+    if not claims.has(held) or comes.kind != 'node' or not is_new(comes):
         return None
-    view.passed(record, comes, ownership, moved)
-    return Receipt(ownership.fence, record.seq, record.attempt, comes.seq)
+    if not claims.keeping:
+        held = _ownership((held.fence, None, None, None))
+    moved = end_stamp(began, duration)
+    values = 'created', last, moved, *holder_values(held), '[]', view.run, view.version
+    step = 'success', began, duration, attempt, owner, None, seq
+    if not end_step(db, (*values, *step), comes, row.body):
+        return None
+    attempts = (_attempt((start_ts, duration, 'success', None, None, owner)),)
+    ended = id_, node_id, kind, 'success', seq, start_ts, duration, attempt, attempts, None, path
+    view.passed(_step_record(ended), comes.numbered(last), held, moved)
+    if claims.keeping:
+        claims.keep(set(), held.fence)
+    else:
+        claims.rest()
+    return Receipt(held.fence, seq, attempt, last)
 
 
 def holder_values(ownership: Ownership) -> tuple[int, str | None, int | None]:
@@ -100,13 +152,6 @@ def holder_values(ownership: Ownership) -> tuple[int, str | None, int | None]:
 def is_new(record: StepRecord) -> bool:
     """Whether a snapshot was never run nor handed out."""
     return record.status == 'created' and not record.attempt
-
-
-def _begun(record: StepRecord, started: int) -> str:
-    """Return what `dump_in_hand` does, of one node that has just begun."""
-    attempts = to_json(dump_attempts(record.attempts)).decode() if record.attempts else 'null'
-    owner = _quoted(record.owner)
-    return f'[[{record.seq},"running",{started},null,{record.attempt},{owner},{attempts}]]'
 
 
 @lru_cache(maxsize=1024)

@@ -135,7 +135,7 @@ class SqlView:
         self.in_hand: dict[int, StepRecord] = {}
         self.newest: StepRecord | None = None
         self.began: int | None = None  # when the one in hand did, as a stamp, if that is known
-        self._known: dict[str, StepRecord] = {}  # by id: of those that are asked for, the newest with that id
+        self.known: dict[str, StepRecord] = {}  # by id: of those that are asked for, the newest with that id
         self._room = _KNOWN
         if (values := db.execute(_FIND_RUN, (run_id,)).fetchone()) is not None:
             self._read(*values)
@@ -187,7 +187,7 @@ class SqlView:
 
     def find(self, snapshot_id: str) -> StepRecord | None:
         """Return the record of the newest snapshot with this id."""
-        if (record := self._known.get(snapshot_id)) is not None or self.run is None:
+        if (record := self.known.get(snapshot_id)) is not None or self.run is None:
             return record
         try:
             values = self.db.execute(_FIND_STEP, (self.run, bound(snapshot_id))).fetchone()
@@ -197,13 +197,13 @@ class SqlView:
 
     def took(self, record: StepRecord, ownership: Ownership, began: int, updated: int) -> None:
         """Know that the newest step has begun."""
-        self.newest = self._known[record.id] = self.in_hand[record.seq] = record
+        self.newest = self.known[record.id] = self.in_hand[record.seq] = record
         self.began, self.ownership, self.updated = began, ownership, updated
         self.version += 1
 
     def passed(self, ended: StepRecord, comes: StepRecord, ownership: Ownership, updated: int) -> None:
         """Know that the newest step has ended, the only one in hand, and what comes next."""
-        known = self._known
+        known = self.known
         known[ended.id], known[comes.id] = ended, comes
         self.in_hand.clear()
         self.newest, self.last = comes, comes.seq
@@ -214,7 +214,7 @@ class SqlView:
 
     def accept(self, applied: Applied) -> None:
         """Take over what a commit makes of the run."""
-        known, in_hand, newest = self._known, self.in_hand, self.newest
+        known, in_hand, newest = self.known, self.in_hand, self.newest
         # when a step last began or ended, or the run did or changed hands
         updated = 0 if applied.begins is None else stamp(applied.begins.created) or 0
         for seq, record in applied.changed.items():
@@ -248,10 +248,10 @@ class SqlView:
     def _forget(self) -> None:
         """Keep at hand what will be asked for."""
         # and not what a newer one with the same id hides
-        kept = [r for r in (*self.in_hand.values(), self.newest) if r and self._known.get(r.id) is r]
+        kept = [r for r in (*self.in_hand.values(), self.newest) if r and self.known.get(r.id) is r]
         # tasks that are to be run will be asked for
-        kept += [r for r in self._known.values() if r.is_part and r.status == 'created']
-        self._known = {record.id: record for record in kept}
+        kept += [r for r in self.known.values() if r.is_part and r.status == 'created']
+        self.known = {record.id: record for record in kept}
         self._room = max(_KNOWN, 2 * len(kept))
 
 

@@ -241,7 +241,7 @@ class Barred(Turn):
     """A turn whose mutex cannot be had before it is let in."""
 
     def __init__(self) -> None:
-        super().__init__(cast('Any', self))
+        super().__init__(cast('Any', self), Commit())
         self.tries = 0
         self.barred = True
 
@@ -254,7 +254,7 @@ class Barred(Turn):
         pass
 
     def open(self) -> Commit:
-        return Commit()
+        return self.commit
 
     def settle(self, receipt: Receipt) -> None:
         pass
@@ -265,6 +265,9 @@ class Barred(Turn):
 
 class Nothing:
     """A run of which no commit writes anything."""
+
+    def step(self, db: sqlite3.Connection, turn: Turn) -> Receipt | None:
+        return None
 
     def stage(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
         return Receipt()
