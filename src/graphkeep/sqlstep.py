@@ -79,7 +79,7 @@ def _write_start(
 ) -> Receipt | None:
     held = view.ownership
     id_, node_id, kind, status, seq, _, _, attempt, attempts, _, path = record
-    if status != 'created' or kind != 'node' or view.in_hand or claims.in_hand:
+    if status != 'created' or view.in_hand or claims.in_hand:
         return None
     if claims.fence is None and held.owner is None:
         fence = held.fence + 1

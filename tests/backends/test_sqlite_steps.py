@@ -273,6 +273,84 @@ def test_start_that_is_not_known(pair: Pair):
         assert side.stored()[0][0][8] > 0
 
 
+def test_more_than_a_step(pair: Pair):
+    """A commit that starts a node and stores something is made like any other."""
+    names = pair.names
+    pair.names += 1
+    row = pair.row()
+    begins = StatusChange(f'node{names}', START)
+    assert pair.commit('first', lambda: Commit((begins,), (row,))) is not None
+
+
+def test_start_of_what_has_ended(pair: Pair):
+    """A node that is stored as one that has succeeded is not started."""
+    pair.names = 1
+    assert pair.commit('first', lambda: Commit(rows=(pair.row(status='success', attempt=1),))) is not None
+    assert pair.commit('first', lambda: start(pair)) is None
+
+
+def test_beside_what_nobody_has(pair: Pair):
+    """A node that is stored as running, and is nobody's, stays so while another one is run."""
+    assert pair.commit('first', lambda: start(pair)) is not None
+    for side in pair.sides:
+        with closing(sqlite3.connect(side.path)) as db, db:
+            db.execute('UPDATE runs SET owner = NULL, expires = NULL, version = version + 1')
+    for claims in pair.claims('first'):
+        claims.forget()
+    pair.names = 1
+    assert pair.commit('first', lambda: Commit(rows=(pair.row(),))) is not None
+    assert pair.commit('first', lambda: start(pair)) is not None
+    assert pair.commit('first', lambda: end(pair)) is not None
+    for side in pair.sides:
+        assert [row.record.id for row in side.runs['first']._backend.tail().open] == ['node0']
+
+
+def test_run_that_somebody_keeps(pair: Pair):
+    """A run that its owner keeps between two steps is not started by who does not have it."""
+    pair.keep('first')
+    assert pair.commit('first', lambda: start(pair)) is not None
+    assert pair.commit('first', lambda: end(pair)) is not None
+    pair.names += 1
+    assert pair.commit('second', lambda: start(pair)) is None
+    for claims in pair.claims('first'):
+        claims.forget()
+    assert pair.commit('first', lambda: start(pair)) is None, 'nor by who has lost it'
+
+
+@pytest.mark.parametrize('fence', [0, 2])
+def test_kept_under_another_fence(pair: Pair, fence: int):
+    """Who had the run under another number has it no more."""
+    pair.keep('first')
+    assert pair.commit('first', lambda: start(pair)) is not None
+    assert pair.commit('first', lambda: end(pair)) is not None
+    pair.names += 1
+    for claims in pair.claims('first'):
+        claims.fence = fence
+    assert pair.commit('first', lambda: start(pair)) is None
+
+
+@pytest.mark.parametrize('in_hand', [set(), {'node1'}, {'node0', 'node1'}], ids=str)
+def test_end_of_what_is_not_in_hand(pair: Pair, in_hand: set[str]):
+    """Only what an instance has in hand is ended by it; what else it has in hand, it keeps."""
+    assert pair.commit('first', lambda: start(pair)) is not None
+    for claims in pair.claims('first'):
+        claims.in_hand = set(in_hand)
+    made = pair.commit('first', lambda: end(pair))
+    assert (made is not None) == ('node0' in in_hand)
+
+
+def test_end_of_what_was_not_started(pair: Pair):
+    """A node that is stored as handed out does not succeed, though it is known when it began."""
+    assert pair.commit('first', lambda: start(pair)) is not None
+    for side in pair.sides:
+        with closing(sqlite3.connect(side.path)) as db, db:
+            db.execute(
+                "UPDATE runs SET in_hand = json_set(in_hand, '$[0][1]', 'pending'), version = version + 1"
+            )
+    assert pair.commit('first', Commit) is not None, 'which looks at the run'
+    assert pair.commit('first', lambda: end(pair)) is None
+
+
 TRANSITIONS: tuple[Transition, ...] = START, SUCCEED, FAIL, RELEASE, CLAIM, RETRY, RECOVER
 KINDS: tuple[dict[str, Any], ...] = (
     {},
