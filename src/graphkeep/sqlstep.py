@@ -60,7 +60,6 @@ def write_step(
         or (change.seq is not None and change.seq < record.seq)
     ):
         return None
-    claims.here()
     if change.transition is START:
         return None if commit.rows else _write_start(db, view, claims, record, change.at, clock())
     plain = len(commit.rows) == 1 and not commit.unless_any and commit.unless_exists is None
