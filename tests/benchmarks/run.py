@@ -63,7 +63,8 @@ def grouped(figures: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         if 'figures' in info:
             continue
         cost = figure['stats']['min'] / info['steps'] - info['idle']
-        groups.setdefault(figure['group'], {})[info['subject']] = cost * 1e6
+        group = groups.setdefault(figure['group'], {})
+        group[info['subject']] = min(cost * 1e6, group.get(info['subject'], cost * 1e6))
     return groups
 
 
