@@ -39,7 +39,8 @@ class TryAgain(LockBusy):
 class Turn(ABC):
     """A write that one holder of a run wants to make, up to the moment when its turn comes.
 
-    With its mutex in hand a storage opens it, makes the commit, and settles it or lets it fail.
+    With its mutex in hand a storage opens it, makes the commit, and settles it or lets it fail. (A storage
+    that knows what all of it comes to may do it in one go, see `sqlstep`.)
     """
 
     __slots__ = ('commit', 'mutex')

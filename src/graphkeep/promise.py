@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import InvalidStateError
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
@@ -31,6 +32,8 @@ class Work(Protocol[T_co]):
         """Have `func` called with this, once, as soon as it has ended: by whoever ends it, or now."""
         ...
 
+
+_log = logging.getLogger('graphkeep')
 
 _UNKNOWN: Final = InvalidStateError('it has not ended')
 
@@ -68,7 +71,10 @@ class Promise(Generic[T]):
         return self._outcome if isinstance(self._outcome, BaseException) else None
 
     def add_done_callback(self, func: Callable[[Any], object], /) -> None:
-        """Have `func` called with this, once, as soon as it has ended: by whoever ends it, or now."""
+        """Have `func` called with this, once, as soon as it has ended: by whoever ends it, or now.
+
+        What it raises is logged.
+        """
         self._funcs.append(func)
         if self._outcome is not _UNKNOWN:
             self._call()
@@ -77,7 +83,10 @@ class Promise(Generic[T]):
         # each side writes before it looks what the other has written, so at least one calls; `pop` lets one
         while self._funcs:
             try:
-                func = self._funcs.pop()
+                func = self._funcs.pop(0)
             except IndexError:
                 return
-            func(self)
+            try:
+                func(self)
+            except Exception:
+                _log.exception('%r could not be told what came of its work', func)

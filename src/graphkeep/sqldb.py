@@ -118,7 +118,7 @@ class Database:
         self._idle.set()
         self._backed = threading.Event()  # unless the log is being written back
         self._backed.set()
-        self._threads = ThreadPoolExecutor(3, thread_name_prefix='graphkeep-sqlite')
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix='graphkeep-sqlite')
         self._disk = Disk(self.path, self._threads.submit)
         self._closing = 0  # how many wait until there is nothing more to do
         self._syncing = 0  # how many are about to wait for the disk besides those

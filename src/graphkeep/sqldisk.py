@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 from .commit import Receipt
@@ -17,6 +19,8 @@ __all__ = ('Disk',)
 
 _LINGERS: Final = 0.05
 # seconds that a thread waits for more to wait for: it is at hand sooner than another one
+_STAYS: Final = 1.0
+# seconds after which another one is asked for all the same: at the end of the process there is none any more
 
 
 class Disk:
@@ -56,12 +60,12 @@ class Disk:
             self.busy = True
             lingered, self._lingers = self._lingers, False
         if lingered:
-            self._wake.release()
+            self._rouse()
             return promise
         try:
-            self._submit(partial(self._wait, lingers=True))
+            self._submit(partial(self._wait, monotonic() + _STAYS))
         except RuntimeError:
-            self._wait(lingers=False)
+            self._wait(0.0)
         return promise
 
     def rest(self) -> None:
@@ -70,26 +74,27 @@ class Disk:
             if not self._lingers:
                 return
             self.busy, self._lingers = True, False
-        self._wake.release()
+        self._rouse()
 
-    def _wait(self, *, lingers: bool) -> None:
-        while made := self._take(lingers=lingers):
+    def _rouse(self) -> None:
+        with suppress(RuntimeError):  # it has been roused once too often, too late for the last time
+            self._wake.release()
+
+    def _wait(self, until: float) -> None:
+        while made := self._take(until):
             outcomes = self.synced([receipt for _, receipt in made])
             for (promise, _), outcome in zip(made, outcomes, strict=True):
                 promise.resolve(outcome)
 
-    def _take(self, *, lingers: bool) -> list[tuple[Promise[Receipt], Receipt]]:
+    def _take(self, until: float) -> list[tuple[Promise[Receipt], Receipt]]:
         """Take what was made, or what is made within a moment; nothing, if this thread is not to go on."""
         with self._mutex:
-            if self._made or not lingers:
+            if self._made or monotonic() > until:
                 return self._taken()
             self.busy, self._lingers = False, True
-        woken = self._wake.acquire(timeout=_LINGERS)
+        self._wake.acquire(timeout=_LINGERS)
         with self._mutex:
-            if self._lingers:
-                self._lingers = False
-            elif not woken:
-                self._wake.acquire()  # for it was only just woken
+            self._lingers = False
             return self._taken()
 
     def _taken(self) -> list[tuple[Promise[Receipt], Receipt]]:

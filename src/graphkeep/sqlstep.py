@@ -51,6 +51,7 @@ def write_step(
     claims, commit = turn.claims, turn.commit
     if len(commit.changes) != 1:
         return None
+    claims.here()
     (change,) = commit.changes
     record = view.newest
     if (
@@ -78,31 +79,17 @@ def _write_start(
 ) -> Receipt | None:
     held = view.ownership
     id_, node_id, kind, status, seq, _, _, attempt, attempts, _, path = record
-    if status != 'created' or view.in_hand or claims.in_hand:
+    takes = claims.fence is None and held.owner is None
+    if status != 'created' or view.in_hand or claims.in_hand or not (takes or claims.has(held)):
         return None
-    if claims.fence is None and held.owner is None:
-        fence = held.fence + 1
-    elif claims.has(held):
-        fence = held.fence
-    else:
-        return None
+    fence = held.fence + 1 if takes else held.fence
     take, last = claims.owner, view.last
     began, attempt, expires, owner = at or now, attempt + 1, now + span(claims.lease), str(take)
     moved = stamp(began) or 0
     updated = max(moved, view.updated)
     in_hand = f'[[{seq},"running",{moved},null,{attempt},{_quoted(owner)},null]]'
-    values = (
-        'running',
-        last,
-        updated,
-        fence,
-        dump_owner(take),
-        stamp(expires),
-        in_hand,
-        view.run,
-        view.version,
-    )
-    if not begin_step(db, values):
+    values = 'running', last, updated, fence, dump_owner(take), stamp(expires), in_hand
+    if not begin_step(db, (*values, view.run, view.version)):
         return None
     running = id_, node_id, kind, 'running', seq, began, None, attempt, attempts, owner, path
     view.took(_step_record(running), _ownership((fence, take, expires, None)), moved, updated)
@@ -128,6 +115,8 @@ def _write_end(
     if not claims.keeping:
         held = _ownership((held.fence, None, None, None))
     moved = end_stamp(began, duration)
+    if moved <= 0 or attempt != 1 or change.error is not None or change.reason is not None:
+        return None
     values = 'created', last, moved, *holder_values(held), '[]', view.run, view.version
     step = 'success', began, duration, attempt, owner, None, seq
     if not end_step(db, (*values, *step), comes, row.body):

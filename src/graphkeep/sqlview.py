@@ -35,7 +35,8 @@ IN_HAND: Final = ('pending', 'running')
 """The statuses of what somebody has in hand; it is in the row of the run."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_LATEST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_FIRST: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 UNREADABLE: Final = (
     AttributeError,
     IndexError,
@@ -119,7 +120,7 @@ def end_stamp(began: int, duration: float | None) -> int:
         took = round(duration * 1e6) if 0 <= duration < 1 else timedelta(0, duration) // _MICROSECOND
     except (OverflowError, ValueError):
         return began
-    return began + took if began + took <= _LATEST else began
+    return began + took if _FIRST <= began + took <= _LAST else began
 
 
 class SqlView:

@@ -46,6 +46,7 @@ class StepRun(AbstractAsyncContextManager[None]):
             elif self._snapshot_id in claimed:
                 persistence._claimed |= {self._snapshot_id}
             raise
+        self._begun = perf_counter()  # before that it may have waited for its turn
         if receipt.interrupted is not None:
             await self._end(RELEASE, receipt.interrupted)
             raise receipt.interrupted

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
 from time import perf_counter
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 from anyio.lowlevel import RunVar
 
 from .offload import asyncio_task
@@ -23,7 +26,7 @@ class Stint:
     """What goes on for long without having to wait for anything, and then waits for its next turn.
 
     Of all that wait in an event loop, as many go on in each round of it as take about 2 ms together. So that
-    is how long others in that loop wait, however many there are.
+    is how long others in that loop wait each time that it comes round, however many there are.
     """
 
     __slots__ = ('_began', '_lasts')
@@ -43,12 +46,12 @@ class Stint:
 
 
 class _Turns:
-    """Who waits for a turn in one event loop."""
+    """Who waits for a turn in one event loop, which it must not keep."""
 
-    def __init__(self, call_soon: Callable[[Callable[[], None]], object]):
+    def __init__(self, *, on_asyncio: bool):
         self.lasts = _ROUND
         """How long each turn of this round lasts, in seconds."""
-        self._call_soon = call_soon
+        self._on_asyncio = on_asyncio
         self._waiting: deque[Callable[[], object]] = deque()
         self._at_once = 1  # how many go on in a round
         self._begun = False  # whether a round has, and so is to end
@@ -65,24 +68,37 @@ class _Turns:
         """Have it called when its turn comes."""
         self._waiting.append(go_on)
 
+    def remove(self, go_on: Callable[[], object]) -> None:
+        """Have it called no more."""
+        with suppress(ValueError):
+            self._waiting.remove(go_on)
+
     def _begin(self) -> None:
-        self._begun = True
         self._began = perf_counter()
-        self._call_soon(self._end)
+        with suppress(RuntimeError):  # the event loop has ended, but for what it calls last
+            if self._on_asyncio:
+                asyncio.get_running_loop().call_soon(self._end, context=Context())
+            else:
+                import trio  # the library that is running, so it is there
+
+                trio.lowlevel.current_trio_token().run_sync_soon(self._end)
+            self._begun = True
 
     def _end(self) -> None:
         """End a round; if somebody waits, let as many go on in the next as that one has shown to do."""
+        self._begun = False
         took = perf_counter() - self._began
         if took > _ROUND or not self._waiting:
             self._at_once = max(1, self._at_once // 2)
         elif took < _ROUND / 2:
             self._at_once = min(2 * self._at_once, len(self._waiting))
         self.lasts = _ROUND / self._at_once
-        for _ in range(min(self._at_once, len(self._waiting))):
-            self._waiting.popleft()()
-        self._begun = False
-        if self._waiting:
-            self._begin()
+        try:
+            for _ in range(min(self._at_once, len(self._waiting))):
+                self._waiting.popleft()()
+        finally:
+            if self._waiting:
+                self._begin()
 
 
 _of_loop: Final = RunVar[_Turns]('graphkeep turns')
@@ -90,31 +106,24 @@ _of_loop: Final = RunVar[_Turns]('graphkeep turns')
 
 async def _next_turn() -> float:
     """Wait for the next turn in this event loop; return how long it lasts, in seconds."""
-    if asyncio_task() is not None:
-        loop = asyncio.get_running_loop()
-        turns = _turns(loop.call_soon)
-        if turns.is_free():
-            await asyncio.sleep(0)  # what anyio does there, too, once it has found out where it is
-        else:
-            turn = loop.create_future()
-            turns.append(lambda: turn.done() or turn.set_result(None))
-            await turn
-    else:
-        import trio  # the library that is running, so it is there
-
-        turns = _turns(trio.lowlevel.current_trio_token().run_sync_soon)
-        if turns.is_free():
-            await trio.lowlevel.checkpoint()
-        else:
-            event = anyio.Event()
-            turns.append(event.set)
-            await event.wait()
-    return turns.lasts
-
-
-def _turns(call_soon: Callable[[Callable[[], None]], object]) -> _Turns:
+    on_asyncio = asyncio_task() is not None
     try:
-        return _of_loop.get()
+        turns = _of_loop.get()
     except LookupError:
-        _of_loop.set(turns := _Turns(call_soon))
-        return turns
+        _of_loop.set(turns := _Turns(on_asyncio=on_asyncio))
+    if turns.is_free():
+        await (asyncio.sleep(0) if on_asyncio else anyio.lowlevel.checkpoint())
+        return turns.lasts
+    if on_asyncio:
+        turn = asyncio.get_running_loop().create_future()
+        go_on, waiting = lambda: turn.done() or turn.set_result(None), turn
+    else:
+        event = anyio.Event()
+        go_on, waiting = event.set, event.wait()
+    turns.append(go_on)
+    try:
+        await waiting
+    except BaseException:
+        turns.remove(go_on)
+        raise
+    return turns.lasts

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
+import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,7 +19,12 @@ import pytest
 from pydantic_graph import BaseNode, End, GraphRunContext
 
 from graphkeep import Graph, RunOwnedError, SqliteStore, run_or_resume
+from graphkeep._host import ensure_snapshot_id
+from graphkeep.backend import LockBusy
+from graphkeep.claims import Commitment
+from graphkeep.commit import Commit, StatusChange
 from graphkeep.offload import finished
+from graphkeep.status import START
 from tests.backends.stores import Clock
 
 pytestmark = pytest.mark.anyio
@@ -192,6 +199,56 @@ async def test_owner_after_a_fork(path: Path):
         persistence._claims.here()
         assert persistence._claims.owner is before
         assert persistence._claims.fence == 1
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='the platform does not fork')
+@pytest.mark.filterwarnings('ignore:This process:DeprecationWarning')
+@pytest.mark.parametrize('in_hand', [False, True])
+async def test_step_after_a_fork(path: Path, in_hand: bool):
+    """A step in a child is the child's own, and not one of what its parent has in hand."""
+
+    def start(persistence: Any, snapshot_id: str) -> None:
+        turn = Commitment(persistence._claims, Commit((StatusChange(snapshot_id, START),)))
+        try:
+            persistence._backend.write(turn)
+        except LockBusy:  # the child has not opened the file yet
+            made = persistence._backend.queue(turn)
+            while not made.done():
+                time.sleep(0.001)
+            made.result()
+
+    def child() -> bool:
+        start(runs[0], ids[0])
+        try:
+            start(runs[1], ids[1])
+        except RunOwnedError:
+            return in_hand
+        with closing(sqlite3.connect(path)) as db:
+            ((owner,),) = db.execute("SELECT owner FROM runs WHERE id = 'run-1'").fetchall()
+        return not in_hand and json.loads(owner)['pid'] == os.getpid()
+
+    async with SqliteStore(path) as store:
+        runs: list[Any] = [store.run(f'run-{number}') for number in range(2)]
+        ids: list[str] = []
+        for run in runs:
+            run.set_graph_types(graph)
+            first, second = Count(), Count()
+            await run.snapshot_node(Tally(), first)
+            async with run.record_run(ensure_snapshot_id(first)):
+                pass
+            await run.snapshot_node(Tally(), second)
+            ids.append(ensure_snapshot_id(second))
+        if in_hand:
+            runs[1]._claims.keeping = True  # what a worker has claimed it keeps between its steps
+            async with runs[1].record_run(ids[1]):
+                pass
+            node = Count()
+            await runs[1].snapshot_node(Tally(), node)
+            ids[1] = ensure_snapshot_id(node)
+        if (pid := os.fork()) == 0:
+            os._exit(0 if child() else 1)
+        _, status = await anyio.to_thread.run_sync(os.waitpid, pid, 0)
+        assert status == 0
 
 
 async def test_closed_while_in_use(path: Path):

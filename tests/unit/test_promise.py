@@ -43,6 +43,16 @@ def test_callbacks(early: bool):
     assert called == [promise, promise]
 
 
+def test_failing_callback(caplog: pytest.LogCaptureFixture):
+    """What a function raises is logged, and keeps nobody else from being told."""
+    promise, called = Promise[None](), list[object]()
+    promise.add_done_callback(lambda _: 1 / 0)
+    promise.add_done_callback(called.append)
+    promise.resolve(None)
+    assert called == [promise]
+    assert 'ZeroDivisionError' in caplog.text
+
+
 def test_race():
     """Where one thread adds a function while another one resolves, it is called once all the same."""
     for _ in range(500):

@@ -107,9 +107,11 @@ def test_thread_is_kept(made: Made, monkeypatch: pytest.MonkeyPatch):
 def test_thread_ends(made: Made, monkeypatch: pytest.MonkeyPatch):
     """It does not wait for long, and not at all when it is told to; then another one is asked for."""
     monkeypatch.setattr(sqldisk, '_LINGERS', 0.001)
-    ended(made.disk.lasting(Receipt()))
-    time.sleep(0.1)
-    ended(made.disk.lasting(Receipt()))
+    disk: Any = made.disk
+    ended(disk.lasting(Receipt()))
+    while disk.busy or disk._lingers:
+        time.sleep(0.001)
+    ended(disk.lasting(Receipt()))
     assert made.submitted == 2
     monkeypatch.setattr(sqldisk, '_LINGERS', 1000 * PATIENCE)
     ended(made.disk.lasting(Receipt()))
@@ -139,7 +141,7 @@ class Wake:
 
 
 def test_made_at_the_last_moment(made: Made, monkeypatch: pytest.MonkeyPatch):
-    """What is made just when the thread has waited long enough is waited for by that thread."""
+    """What is made just when the thread has waited long enough is waited for, and so is what comes then."""
     disk: Any = made.disk
     wake = Wake(disk._wake, disk)
     monkeypatch.setattr(disk, '_wake', wake)
@@ -147,11 +149,40 @@ def test_made_at_the_last_moment(made: Made, monkeypatch: pytest.MonkeyPatch):
     ended(disk.lasting(Receipt()))
     while not wake.late:
         time.sleep(0.001)
-    ended(*wake.late, disk.lasting(Receipt()))
+    ended(*wake.late)
+    for _ in range(5):
+        ended(disk.lasting(Receipt()))
     disk.rest()
     made.pool.shutdown()
-    assert made.submitted == 1
-    assert wake._wake.locked(), 'it would not wait the next time'
+    assert not made.log.crowded
+
+
+def test_interrupted_before_the_thread_is_woken(made: Made, monkeypatch: pytest.MonkeyPatch):
+    """Where a thread is interrupted just before it wakes the one that waits, nobody waits for ever."""
+    disk: Any = made.disk
+    ended(disk.lasting(Receipt()))
+    while not disk._lingers:
+        time.sleep(0.0005)
+
+    def rouse() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, '_rouse', rouse)
+        with pytest.raises(KeyboardInterrupt):
+            disk.lasting(Receipt())
+    for _ in range(5):
+        ended(disk.lasting(Receipt()))
+
+
+def test_thread_is_not_kept_for_ever(made: Made, monkeypatch: pytest.MonkeyPatch):
+    """If more is made again and again, another thread is asked for: at the end there is none any more."""
+    monkeypatch.setattr(sqldisk, '_STAYS', 0.0)
+    for number in range(3):
+        ended(made.disk.lasting(Receipt(number)))
+        while made.disk.busy:
+            time.sleep(0.001)
+    assert made.submitted == 3
 
 
 def test_without_threads(tmp_path: Path):

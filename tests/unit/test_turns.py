@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections import Counter
+from typing import Any
 
 import anyio
 import pytest
+import trio
 from anyio.lowlevel import checkpoint
 
 from graphkeep import turns
@@ -192,3 +196,66 @@ def test_two_loops():
     for thread in threads:
         thread.join(20)
     assert len(ended) == 20
+
+
+async def _crowd() -> None:
+    """Have many wait for turns."""
+
+    async def work() -> None:
+        stint = Stint()
+        while True:
+            await stint.give_way()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(200):
+            tasks.start_soon(work)
+
+
+@pytest.mark.parametrize('backend', ['asyncio', 'trio'])
+def test_loop_that_ends_while_many_wait(backend: str):
+    """An event loop ends as it would without turns, with whatever it was cancelled by."""
+
+    async def main() -> None:
+        with anyio.move_on_after(0.05):
+            await _crowd()
+
+    for _ in range(5):
+        anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize('backend', ['asyncio', 'trio'])
+def test_loops_are_not_kept(backend: str):
+    """Nothing keeps an event loop that has ended."""
+    loops: list[weakref.ref[object]] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop if backend == 'asyncio' else trio.lowlevel.current_trio_token
+        loops.append(weakref.ref(loop()))
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(worked, Clock(), 0.1, 3)
+
+    for _ in range(3):
+        anyio.run(main, backend=backend)
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 3
+
+
+async def test_interrupted_between_two_rounds(clock: Clock):
+    """What interrupts the handing on of turns is raised there, and the turns go on."""
+    mine: Any = turns._of_loop
+    await Stint().give_way()
+    waiting = mine.get()._waiting
+
+    def interrupt() -> None:
+        raise ValueError('now')
+
+    raised: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context['exception']))
+    first, second = (asyncio.create_task(Stint().give_way()) for _ in range(2))
+    await asyncio.sleep(0)
+    waiting.appendleft(interrupt)
+    with anyio.fail_after(5):
+        await first
+        await second
+    assert [str(exc) for exc in raised] == ['now']
