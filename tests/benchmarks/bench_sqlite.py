@@ -55,13 +55,13 @@ def langgraph(path: Path, steps: int, size: int, *, synchronous: Synchronous) ->
 
 @contextmanager
 def bare(
-    path: Path, steps: int, size: int, *, synchronous: Synchronous, in_a_thread: bool = False
+    path: Path, steps: int, size: int, *, synchronous: Synchronous, runs: int = 1, in_a_thread: bool = False
 ) -> Generator[Callable[[], int]]:
     """Give a function that makes the same two commits a step in the same tables, and does nothing else.
 
     The first writes who has the run and what is in hand; the second that nobody has, how the step ended, and
-    the next one with its state. Where the disk is waited for `in_a_thread`, an event loop awaits that, once a
-    step.
+    the next one with its state. Several runs take turns of as many steps as one of ours takes before it gives
+    way. Where the disk is waited for `in_a_thread`, an event loop awaits that, once a step.
     """
     owner = f'{{"id":"{"0" * 32}","host":"host","pid":12345,"domain":"{"0" * 60}","started":"123456"}}'
     state, node, step_id = b'x' * (size + 30), b'{"until":1000,"node_id":"Odd"}', f'Odd:{"0" * 32}'
@@ -75,35 +75,39 @@ def bare(
         db.execute(f'PRAGMA synchronous = {synchronous}')
         for statement in MIGRATIONS[0]:
             db.execute(statement)
-        db.execute(
+        db.executemany(
             'INSERT INTO runs (id, version, status, finished, steps, created, updated, fence, in_hand) '
-            "VALUES ('run', 0, 'created', 0, 0, 0, 0, 0, '[]')"
+            "VALUES (?, 0, 'created', 0, 0, 0, 0, 0, '[]')",
+            [(f'run-{number}',) for number in range(runs)],
         )
 
-        def step(n: int) -> None:
+        def step(n: int, run: int = 1) -> None:
             now = 1_700_000_000_000_000 + n
             in_hand = f'[[{n},"running",{now},null,1,"process 12345 on host",null]]'
             db.execute('BEGIN IMMEDIATE')
-            db.execute(start, ('running', n, now, n, owner, now, in_hand, 1, 2 * n))
+            db.execute(start, ('running', n, now, n, owner, now, in_hand, run, 2 * n))
             db.execute('COMMIT')
             db.execute('BEGIN IMMEDIATE')
-            db.execute(start, ('created', n, now, n, None, None, '[]', 1, 2 * n + 1))
+            db.execute(start, ('created', n, now, n, None, None, '[]', run, 2 * n + 1))
             db.execute(
                 'UPDATE steps SET status = ?, start_ts = ?, duration = ?, attempt = ?, owner = ?, '
                 'attempts = ? WHERE run = ? AND seq = ?',
-                ('success', now, 0.001, 1, 'process 12345 on host', None, 1, n - 1),
+                ('success', now, 0.001, 1, 'process 12345 on host', None, run, n - 1),
             )
             body = db.execute('INSERT INTO bodies (state, node) VALUES (?, ?)', (state, node)).lastrowid
             db.execute(
                 'INSERT INTO steps (run, seq, id, node_id, kind, status, attempt, body) '
-                "VALUES (1, ?, ?, 'Odd', 'node', 'created', 0, ?)",
-                (n, step_id, body),
+                "VALUES (?, ?, ?, 'Odd', 'node', 'created', 0, ?)",
+                (run, n, step_id, body),
             )
             db.execute('COMMIT')
 
-        def run() -> int:
-            for n in range(steps):
-                step(n)
+        def in_turns() -> int:
+            each = steps // runs
+            for begins in range(0, each, TURN):
+                for run in range(1, runs + 1):
+                    for n in range(begins, min(begins + TURN, each)):
+                        step(n, run)
             return steps
 
         async def run_in_a_loop() -> int:
@@ -113,13 +117,14 @@ def bare(
             return steps
 
         with open(f'{path}-wal', 'rb+') as log:
-            yield (lambda: asyncio.run(run_in_a_loop())) if in_a_thread else run
+            yield (lambda: asyncio.run(run_in_a_loop())) if in_a_thread else in_turns
 
 
 # Machines have moments in which everything takes longer, and what is compared should not be measured in
 # different ones: each is measured several times, in turns with the others, for some seconds each time.
 TURNS = 3
 LONG = 3.0
+TURN = 20  # steps that a run goes on before it gives way, where others are at it
 SUBJECTS: dict[str, Prepare] = {
     'graphkeep': ours,
     'graphkeep, verify=False': partial(ours, verify=False),
@@ -132,6 +137,7 @@ SUBJECTS: dict[str, Prepare] = {
 }
 AT_ONCE: dict[str, Prepare] = {
     'graphkeep': partial(ours, runs=100),
+    'bare sqlite3': partial(bare, synchronous='NORMAL', runs=100),
     "graphkeep, durability='full'": partial(ours, runs=100, durability='full'),
 }
 
@@ -146,7 +152,9 @@ def cases() -> Iterator[Any]:
         for subject in AT_ONCE:
             id_ = f'{turn}-at-once-10000-{subject}'
             yield pytest.param('SQLite, 100 runs at once', 10_000, 100, subject, id=id_)
-    yield pytest.param('SQLite, 100 runs at once', 100_000, 100, 'graphkeep', id='at-once-100000-graphkeep')
+    for subject in ('graphkeep', 'bare sqlite3'):
+        id_ = f'at-once-100000-{subject}'
+        yield pytest.param('SQLite, 100 runs at once', 100_000, 100, subject, id=id_)
 
 
 @pytest.mark.parametrize('kind,steps,size,subject', list(cases()))
