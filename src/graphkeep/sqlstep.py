@@ -92,7 +92,7 @@ def _write_start(
     if not begin_step(db, (*values, view.run, view.version)):
         return None
     running = id_, node_id, kind, 'running', seq, began, None, attempt, attempts, owner, path
-    view.took(_step_record(running), _ownership((fence, take, expires, None)), moved, updated)
+    view.took(_step_record(running), _ownership((fence, take, expires, None)), updated)
     claims.keep({id_}, fence)
     return Receipt(fence, seq, attempt, last)
 
@@ -107,7 +107,7 @@ def _write_end(
 ) -> Receipt | None:
     held, comes, last, duration = view.ownership, row.record, view.last + 1, change.duration
     id_, node_id, kind, status, seq, start_ts, _, attempt, _, owner, path = record
-    began = view.began or stamp(start_ts)
+    began = stamp(start_ts)
     if status != 'running' or not began or len(view.in_hand) != 1 or claims.in_hand != {id_}:
         return None
     if not claims.has(held) or comes.kind != 'node' or not is_new(comes):

@@ -135,7 +135,6 @@ class SqlView:
         self.about = NAMELESS
         self.in_hand: dict[int, StepRecord] = {}
         self.newest: StepRecord | None = None
-        self.began: int | None = None  # when the one in hand did, as a stamp, if that is known
         self.known: dict[str, StepRecord] = {}  # by id: of those that are asked for, the newest with that id
         self._room = _KNOWN
         if (values := db.execute(_FIND_RUN, (run_id,)).fetchone()) is not None:
@@ -196,10 +195,10 @@ class SqlView:
         except UNREADABLE as exc:
             raise unreadable(self.run_id, exc) from exc
 
-    def took(self, record: StepRecord, ownership: Ownership, began: int, updated: int) -> None:
+    def took(self, record: StepRecord, ownership: Ownership, updated: int) -> None:
         """Know that the newest step has begun."""
         self.newest = self.known[record.id] = self.in_hand[record.seq] = record
-        self.began, self.ownership, self.updated = began, ownership, updated
+        self.ownership, self.updated = ownership, updated
         self.version += 1
 
     def passed(self, ended: StepRecord, comes: StepRecord, ownership: Ownership, updated: int) -> None:
@@ -236,7 +235,6 @@ class SqlView:
             if record.start_ts is not None and (moved := last_stamp(record)) > updated:
                 updated = moved
         self.ownership, self.last, self.newest = applied.ownership, applied.receipt.last, newest
-        self.began = None
         if not (applied.appended and updated):  # else what ended with something appended, ended last
             updated = max(updated, self.updated)
             if (since := applied.ownership.since) is not None:

@@ -18,13 +18,14 @@ import anyio.to_thread
 import pytest
 from pydantic_graph import BaseNode, End, GraphRunContext
 
-from graphkeep import Graph, RunOwnedError, SqliteStore, run_or_resume
+from graphkeep import Graph, RunOwnedError, SqliteStore, run_or_resume, steprun
 from graphkeep._host import ensure_snapshot_id
 from graphkeep.backend import LockBusy
 from graphkeep.claims import Commitment
 from graphkeep.commit import Commit, StatusChange
 from graphkeep.offload import finished
 from graphkeep.status import START
+from graphkeep.turns import Stint
 from tests.backends.stores import Clock
 
 pytestmark = pytest.mark.anyio
@@ -249,6 +250,27 @@ async def test_step_after_a_fork(path: Path, in_hand: bool):
             os._exit(0 if child() else 1)
         _, status = await anyio.to_thread.run_sync(os.waitpid, pid, 0)
         assert status == 0
+
+
+async def test_waiting_for_a_turn_is_no_part_of_a_node(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What passes before a node is recorded as started does not count as its duration."""
+    now = 0.0
+
+    async def turn_comes(stint: Stint) -> None:
+        nonlocal now
+        now += 100
+
+    monkeypatch.setattr(steprun, 'perf_counter', lambda: now)
+    monkeypatch.setattr(Stint, 'is_over', True)
+    monkeypatch.setattr(Stint, 'give_way', turn_comes)
+    async with SqliteStore(path) as store:
+        persistence: Any = await in_hand(store)
+        (snapshot,) = await persistence.load_history()
+        async with persistence.record_run(snapshot.id):
+            now += 1
+        await persistence.snapshot_node(Tally(), Count())
+        assert now >= 101
+        assert (await persistence.load_history())[0].duration == 1
 
 
 async def test_closed_while_in_use(path: Path):

@@ -129,6 +129,12 @@ class Pair:
         for holder in one.runs:
             assert one.told(holder) == two.told(holder)
 
+    def alter(self, columns: str) -> None:
+        """Have somebody else change the row of the run on both sides."""
+        for side in self.sides:
+            with closing(sqlite3.connect(side.path)) as db, db:
+                db.execute(f'UPDATE runs SET {columns}, version = version + 1')  # noqa: S608 -- of constants
+
     def claims(self, holder: str) -> list[Any]:
         """Return what a holder has in hand, on both sides, to be changed alike."""
         return [side.run(holder)._claims for side in self.sides]
@@ -265,9 +271,7 @@ def test_gone_past(pair: Pair):
 def test_start_that_is_not_known(pair: Pair):
     """A step that somebody has stored as running without a start, and ends, does not set the run back."""
     assert pair.commit('first', lambda: start(pair)) is not None
-    for side in pair.sides:
-        with closing(sqlite3.connect(side.path)) as db, db:
-            db.execute("UPDATE runs SET in_hand = json_set(in_hand, '$[0][2]', NULL), version = version + 1")
+    pair.alter("in_hand = json_set(in_hand, '$[0][2]', NULL)")
     assert pair.commit('first', lambda: end(pair)) is not None
     for side in pair.sides:
         assert side.stored()[0][0][8] > 0
@@ -292,9 +296,7 @@ def test_start_of_what_has_ended(pair: Pair):
 def test_beside_what_nobody_has(pair: Pair):
     """A node that is stored as running, and is nobody's, stays so while another one is run."""
     assert pair.commit('first', lambda: start(pair)) is not None
-    for side in pair.sides:
-        with closing(sqlite3.connect(side.path)) as db, db:
-            db.execute('UPDATE runs SET owner = NULL, expires = NULL, version = version + 1')
+    pair.alter('owner = NULL, expires = NULL')
     for claims in pair.claims('first'):
         claims.forget()
     pair.names = 1
@@ -342,11 +344,7 @@ def test_end_of_what_is_not_in_hand(pair: Pair, in_hand: tuple[str, ...]):
 def test_end_of_what_was_not_started(pair: Pair):
     """A node that is stored as handed out does not succeed, though it is known when it began."""
     assert pair.commit('first', lambda: start(pair)) is not None
-    for side in pair.sides:
-        with closing(sqlite3.connect(side.path)) as db, db:
-            db.execute(
-                "UPDATE runs SET in_hand = json_set(in_hand, '$[0][1]', 'pending'), version = version + 1"
-            )
+    pair.alter("in_hand = json_set(in_hand, '$[0][1]', 'pending')")
     assert pair.commit('first', Commit) is not None, 'which looks at the run'
     assert pair.commit('first', lambda: end(pair)) is None
 

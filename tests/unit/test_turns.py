@@ -43,6 +43,14 @@ async def worked(clock: Clock, seconds: float, steps: int) -> None:
         clock.now += seconds
 
 
+async def watch(clock: Clock, gaps: list[float]) -> None:
+    """Tell how long others in the event loop wait each time that it comes round."""
+    while True:
+        before = clock.now
+        await checkpoint()
+        gaps.append(clock.now - before)
+
+
 @pytest.mark.both_backends
 async def test_alone(clock: Clock):
     """Who is alone gives way every 2 ms."""
@@ -64,14 +72,7 @@ async def test_others_wait_for_about_one_stint(clock: Clock, runs: int):
         async with anyio.create_task_group() as working:
             for _ in range(runs):
                 working.start_soon(worked, clock, 0.0001, 200)
-
-            async def watch() -> None:
-                while True:
-                    before = clock.now
-                    await checkpoint()
-                    gaps.append(clock.now - before)
-
-            tasks.start_soon(watch)
+            tasks.start_soon(watch, clock, gaps)
         tasks.cancel_scope.cancel()
     assert clock.now == pytest.approx(runs * 0.02)
     assert max(gaps) < 0.01
@@ -126,12 +127,6 @@ async def test_many_that_do_little_and_then_much(clock: Clock):
     """Where those that took next to no time all go on for long, others do not wait for all of them."""
     gaps: list[float] = []
 
-    async def watch() -> None:
-        while True:
-            before = clock.now
-            await checkpoint()
-            gaps.append(clock.now - before)
-
     async def work() -> None:
         stint = Stint()
         for _ in range(20):
@@ -142,7 +137,7 @@ async def test_many_that_do_little_and_then_much(clock: Clock):
             clock.now += 0.00001
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch)
+        tasks.start_soon(watch, clock, gaps)
         async with anyio.create_task_group() as working:
             for _ in range(200):
                 working.start_soon(work)
