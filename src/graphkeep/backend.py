@@ -15,6 +15,7 @@ from .errors import RunOwnedError, SnapshotStatusError, StorageError, UnknownSna
 from .offload import submit
 from .promise import Work
 from .runinfo import RunInfo, describe, last_change
+from .turns import Turns
 
 __all__ = (
     'Applied',
@@ -109,6 +110,13 @@ class RunBackend(ABC):
                 raise
             turn.settle(receipt)
             return receipt
+
+    def gather(self, turn: Turn, turns: Turns) -> Work[Receipt]:
+        """Have one commit made at the end of this round, together with others, where there is a way to.
+
+        `LockBusy` comes of it where `write` raises that.
+        """
+        return self.queue(turn)
 
     def queue(self, turn: Turn) -> Work[Receipt]:
         """Have one commit made by another thread; `TryAgain` comes of it if it is as well made here."""

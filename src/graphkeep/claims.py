@@ -154,7 +154,12 @@ class _Write(Turn):
 class Commitment(_Write):
     """A commit of the instance, to which it is added who makes it."""
 
-    __slots__ = ('_gives_up', '_in_hand')
+    __slots__ = ('gives_up', 'in_hand')
+
+    in_hand: set[str]
+    """What will be in hand once it is made; known from `open` on."""
+    gives_up: bool
+    """Whether it gives the run up; known from `open` on."""
 
     def open(self) -> Commit:
         """Add who makes it, or refuse what this instance does not have in hand."""
@@ -182,10 +187,10 @@ class Commitment(_Write):
                 recovers = True
         # what begins and ends in one commit is part of what is in hand already
         take = claims.owner if recovers or (begun and not in_hand.isdisjoint(begun)) else None
-        self._in_hand = in_hand
+        self.in_hand = in_hand
         has = claims.fence is not None or take is not None
-        self._gives_up = has and not in_hand and not (claims.keeping and self._goes_on())
-        commit.writer = _writer((claims.fence, take, claims.lease, self._gives_up, claims.owner.id))
+        self.gives_up = has and not in_hand and not (claims.keeping and self._goes_on())
+        commit.writer = _writer((claims.fence, take, claims.lease, self.gives_up, claims.owner.id))
         return commit
 
     def _goes_on(self) -> bool:
@@ -196,10 +201,10 @@ class Commitment(_Write):
 
     def settle(self, receipt: Receipt) -> None:
         """Know what is in hand now."""
-        if self._gives_up or not (self._in_hand or self.claims.keeping):
+        if self.gives_up or not (self.in_hand or self.claims.keeping):
             self.claims.rest()
         else:
-            self.claims.keep(self._in_hand, receipt.fence)
+            self.claims.keep(self.in_hand, receipt.fence)
 
     def fail(self, exc: Exception) -> None:
         """Have nothing in hand any more if the run is lost."""

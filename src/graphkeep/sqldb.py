@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 from .backend import LockBusy, TryAgain, Turn
 from .commit import Commit, Receipt
@@ -28,6 +29,7 @@ from .sqlopen import open_file, ours, translated
 from .sqlreaders import Readers, roll_back
 from .sqlschema import APPLICATION_ID
 from .status import RELEASE
+from .turns import Turns
 
 __all__ = ('Database', 'Stageable')
 
@@ -50,12 +52,8 @@ def _nothing() -> None:
 class Stageable(Protocol):
     """A run, as far as its commits are written: one at a time, accepted before the next if it is made."""
 
-    def step(self, db: sqlite3.Connection, turn: Turn) -> Receipt | None:
-        """Make the commit, whole and in one statement, if it is one that can be; else do nothing."""
-        ...
-
-    def stage(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
-        """Write what the commit makes of the run, or refuse it before anything is written.
+    def make(self, db: sqlite3.Connection, turn: Turn) -> Receipt:
+        """Open the turn, and write what its commit makes of the run, or refuse it before anything is written.
 
         In a transaction, which it begins if there is none and one statement is not enough.
         """
@@ -71,25 +69,53 @@ class Stageable(Protocol):
         ...
 
 
-class _Ticket:
-    """A commit that waits for its transaction."""
+class _Write(Promise[Receipt]):
+    """A commit that is made together with others."""
 
-    def __init__(self, run: Stageable, turn: Turn, until: float):
+    __slots__ = ('of', 'turn')
+
+    def __init__(self, run: Stageable, turn: Turn):
+        super().__init__()
         self.of = run
         self.turn = turn
-        self.until = until  # when to give up, where its turn cannot be entered
-        self.stores = False  # something: more than that a run is kept or given back
-        self.done = Promise[Receipt]()
 
     def run(self, db: sqlite3.Connection) -> Receipt | GraphkeepError:
         """Write it, or return why it is refused."""
         try:
-            commit = self.turn.open()
-            self.stores = bool(commit.rows) or any(c.transition is not RELEASE for c in commit.changes)
-            return self.of.stage(db, commit)
+            return self.of.make(db, self.turn)
         except GraphkeepError as exc:
             self.turn.fail(exc)
             return exc
+
+    def made(self, receipt: Receipt) -> None:
+        """Learn that the transaction was made."""
+        self.of.accept()
+        self.turn.settle(receipt)
+
+    @property
+    def settles(self) -> bool:
+        """Whether it has to wait for the disk where the store is durable."""
+        return self.of.settles(self.turn.commit)
+
+
+class _Ticket(_Write):
+    """A commit that waits for a thread."""
+
+    __slots__ = ('until',)
+
+    def __init__(self, run: Stageable, turn: Turn, until: float):
+        super().__init__(run, turn)
+        self.until = until  # when to give up, where its turn cannot be entered
+
+    @property
+    def stores(self) -> bool:
+        """Whether it stores something: more than that a run is kept or given back."""
+        commit = self.turn.commit
+        return bool(commit.rows) or any(change.transition is not RELEASE for change in commit.changes)
+
+
+_Outcomes: TypeAlias = Sequence[tuple[_Write, Receipt | BaseException]]
+_W = TypeVar('_W', bound=_Write)
 
 
 class Database:
@@ -158,10 +184,13 @@ class Database:
     def _write_alone(self, db: sqlite3.Connection, run: Stageable, turn: Turn) -> Receipt | Promise[Receipt]:
         try:
             try:
-                if (receipt := run.step(db, turn)) is None:
-                    receipt = _write_any(db, run, turn)
+                receipt = run.make(db, turn)
+                if db.in_transaction:  # else it was one statement, and that a transaction by itself
+                    db.execute('COMMIT')
             except sqlite3.Error as exc:
                 raise ours(exc, self.path, 'write') from exc
+            run.accept()
+            turn.settle(receipt)
         except BaseException as exc:
             roll_back(db)
             if isinstance(exc, Exception) and not isinstance(exc, LockBusy):
@@ -176,10 +205,13 @@ class Database:
         except RuntimeError:  # no thread is to be had
             func()
 
-    def _log_is_long(self) -> bool:
+    def _log_is_long(self, commits: int = 1) -> bool:
         """Whether the log grows faster than a thread writes it back; if it is long, have one begin that."""
-        self._commits += 1
-        if self._commits % _LOOK == 0 and self._log is not None and self._log.reaches(_LONG[self.durable]):
+        self._commits += commits
+        if self._commits < _LOOK:
+            return self._long
+        self._commits = 0
+        if self._log is not None and self._log.reaches(_LONG[self.durable]):
             if self._backed.is_set():
                 self._backed.clear()
                 self._start(self._write_back)
@@ -210,6 +242,73 @@ class Database:
         finally:
             self._backed.set()
 
+    # --------------------------------------------------------------------------- what is made, together
+
+    def gather(self, run: Stageable, turn: Turn, turns: Turns) -> Promise[Receipt]:
+        """Have one commit of a run made at the end of this round, in one transaction with others.
+
+        What comes of it is `LockBusy` if anything would have to be waited for, and then nothing was done.
+        """
+        write = _Write(run, turn)
+        turns.gather(self, write)
+        return write
+
+    def make_gathered(
+        self, gathered: list[_Write], in_loop: Callable[[Callable[[], object]], object]
+    ) -> None:
+        """Make these commits here and now, in one transaction."""
+        made: _Outcomes | None = None
+        try:
+            if self.ready and not self._draining and self._mutex.acquire(blocking=False):
+                try:
+                    made = self._write_here(gathered)
+                finally:
+                    self._mutex.release()
+        finally:
+            if made is None:
+                made = [(write, LockBusy()) for write in gathered]
+            lasting: list[tuple[_Write, Receipt]] = []
+            for write, outcome in made:
+                if self.durable and isinstance(outcome, Receipt) and write.settles:
+                    lasting.append((write, outcome))
+                else:
+                    write.resolve(outcome)
+            if lasting:
+                writes, receipts = zip(*lasting, strict=True)
+                # those who have waited together go on together
+                self._disk.await_disk(receipts, lambda lasts: in_loop(partial(_tell, writes, lasts)))
+
+    def _write_here(self, writes: Sequence[_Write]) -> _Outcomes | None:
+        """Make these commits, and return what became of each; `None` if none was made."""
+        db = self._writer
+        if self._log_is_long(len(writes)) or db is None:
+            return None
+        entered, others = _entered(writes)
+        try:
+            with translated(self.path, 'write'):
+                db.execute('BEGIN IMMEDIATE')
+            outcomes = self._commit(db, entered)
+        except Exception:  # whatever it is, a thread that makes them one by one will know whose it is
+            return None
+        finally:
+            for write in entered:
+                write.turn.mutex.release()
+        return [*zip(entered, outcomes, strict=True), *((write, LockBusy()) for write in others)]
+
+    def _commit(self, db: sqlite3.Connection, writes: Sequence[_Write]) -> list[Receipt | GraphkeepError]:
+        """Make these commits in the transaction that has begun, or raise, and none is made."""
+        try:
+            with translated(self.path, 'write'):
+                outcomes = [write.run(db) for write in writes]
+                db.execute('COMMIT')
+        except BaseException:
+            roll_back(db)
+            raise
+        for write, outcome in zip(writes, outcomes, strict=True):
+            if isinstance(outcome, Receipt):
+                write.made(outcome)
+        return outcomes
+
     # ------------------------------------------------------------------------------- what waits, together
 
     def queue(self, run: Stageable, turn: Turn) -> Promise[Receipt]:
@@ -218,11 +317,11 @@ class Database:
         with self._queue_mutex:
             self._queue.append(ticket)
             if self._draining:
-                return ticket.done
+                return ticket
             self._draining = True
             self._idle.clear()
         self._start(self._drain)
-        return ticket.done
+        return ticket
 
     def _drain(self) -> None:
         while True:
@@ -245,7 +344,7 @@ class Database:
                     self._draining = False
                     self._idle.set()
             for ticket in came:
-                ticket.done.resolve(TryAgain())
+                ticket.resolve(TryAgain())
             self._resolve([(ticket, outcome) for ticket, outcome in outcomes if outcome is not None])
             if over:
                 break
@@ -266,7 +365,7 @@ class Database:
         with self._queue_mutex:
             self._syncing -= 1
         for (ticket, _), outcome in zip(outcomes, synced, strict=True):
-            ticket.done.resolve(outcome)
+            ticket.resolve(outcome)
 
     def _write_together(self, batch: list[_Ticket]) -> list[tuple[_Ticket, Receipt | BaseException | None]]:
         """Make these commits, and all that comes until they can be begun with.
@@ -275,13 +374,12 @@ class Database:
         second one of the same holder.
         """
         until = self._until()
-        entered: list[_Ticket] = []
         with self._writing(until) as db:
             self._begin(db, until)
             batch += self._waiting()
+            entered, others = _entered(batch)
             try:
-                entered += [ticket for ticket in batch if ticket.turn.mutex.acquire(blocking=False)]
-                outcomes = self._commit(db, entered)
+                outcomes = self._commit_each(db, entered)
                 if any(ticket.stores for ticket in entered):
                     self._stay_open()
             except BaseException:
@@ -291,41 +389,29 @@ class Database:
                 for ticket in entered:
                     ticket.turn.mutex.release()
         now = time.monotonic()
-        others = [ticket for ticket in batch if ticket not in entered]
-        late = [ticket for ticket in others if ticket.until <= now]
-        if len(others) > len(late) and not entered:
-            time.sleep(_WAIT[1])  # somebody else is at it, who is not waited for with the lock in hand
         error = LockTimeoutError(str(self.path), self.busy_timeout)
-        return [
-            *zip(entered, outcomes, strict=True),
-            *((ticket, another(error) if ticket in late else None) for ticket in others),
-        ]
+        waiting = [(ticket, another(error) if ticket.until <= now else None) for ticket in others]
+        if not entered and any(outcome is None for _, outcome in waiting):
+            time.sleep(_WAIT[1])  # somebody else is at it, who is not waited for with the lock in hand
+        return [*zip(entered, outcomes, strict=True), *waiting]
 
-    def _commit(self, db: sqlite3.Connection, tickets: Sequence[_Ticket]) -> list[Receipt | Exception]:
+    def _commit_each(self, db: sqlite3.Connection, tickets: Sequence[_Ticket]) -> list[Receipt | Exception]:
         """Make these commits in the transaction that has begun; if it fails, each in one of its own."""
         try:
-            with translated(self.path, 'write'):
-                outcomes: list[Receipt | Exception] = [ticket.run(db) for ticket in tickets]
-                db.execute('COMMIT')
+            return [*self._commit(db, tickets)]
         except Exception as exc:
-            roll_back(db)
             if len(tickets) > 1:
                 return [outcome for ticket in tickets for outcome in self._commit_alone(db, ticket)]
             for ticket in tickets:
                 ticket.turn.fail(exc)
             return [exc for _ in tickets]
-        for ticket, outcome in zip(tickets, outcomes, strict=True):
-            if isinstance(outcome, Receipt):
-                ticket.of.accept()
-                ticket.turn.settle(outcome)
-        return outcomes
 
     def _commit_alone(self, db: sqlite3.Connection, ticket: _Ticket) -> list[Receipt | Exception]:
         try:
             self._begin(db, self._until())
         except GraphkeepError as exc:
             return [exc]
-        return self._commit(db, [ticket])
+        return self._commit_each(db, [ticket])
 
     # ------------------------------------------------------------------------------------ anything at all
 
@@ -454,13 +540,18 @@ class Database:
             wait = min(wait * 1.5, _WAIT[1])
 
 
-def _write_any(db: sqlite3.Connection, run: Stageable, turn: Turn) -> Receipt:
-    receipt = run.stage(db, turn.open())
-    if db.in_transaction:  # else it was one statement, and that a transaction by itself
-        db.execute('COMMIT')
-    run.accept()
-    turn.settle(receipt)
-    return receipt
+def _tell(writes: Sequence[_Write], outcomes: Sequence[Receipt | BaseException]) -> None:
+    for write, outcome in zip(writes, outcomes, strict=True):
+        write.resolve(outcome)
+
+
+def _entered(writes: Sequence[_W]) -> tuple[list[_W], list[_W]]:
+    """Enter the turns of these writes; return those whose turn it is, and the others."""
+    entered: list[_W] = []
+    others: list[_W] = []
+    for write in writes:
+        (entered if write.turn.mutex.acquire(blocking=False) else others).append(write)
+    return entered, others
 
 
 def _begin_log_anew(db: sqlite3.Connection) -> None:

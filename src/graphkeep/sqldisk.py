@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import Final, TypeAlias
 
 from .commit import Receipt
 from .errors import StorageError, another
@@ -21,6 +22,9 @@ _LINGERS: Final = 0.05
 # seconds that a thread waits for more to wait for: it is at hand sooner than another one
 _STAYS: Final = 1.0
 # seconds after which another one is asked for all the same: at the end of the process there is none any more
+
+_Outcome: TypeAlias = Receipt | BaseException
+_Made: TypeAlias = tuple[Sequence[Receipt], Callable[[Sequence[_Outcome]], object]]
 
 
 class Disk:
@@ -45,28 +49,37 @@ class Disk:
         self.path = path
         self._submit = submit
         self._mutex = threading.Lock()
-        self._made: list[tuple[Promise[Receipt], Receipt]] = []  # and not yet on the disk
+        self._made: list[_Made] = []  # and not yet on the disk
         self._lingers = False  # whether the thread waits for something to be made
         self._wake = threading.Lock()  # taken, but to wake it
         self._wake.acquire()
 
     def lasting(self, receipt: Receipt) -> Promise[Receipt]:
-        """Have a thread wait for it, for all that was committed meanwhile at once."""
+        """Have a thread wait for it, and then say so."""
         promise = Promise[Receipt]()
+        self.await_disk([receipt], lambda outcomes: promise.resolve(outcomes[0]))
+        return promise
+
+    def await_disk(self, receipts: Sequence[Receipt], tell: Callable[[Sequence[_Outcome]], object]) -> None:
+        """Have a thread wait for it, for all that was committed meanwhile at once.
+
+        Args:
+            receipts: Of what was committed.
+            tell: Called in that thread with what to tell whoever has committed them.
+        """
         with self._mutex:
-            self._made.append((promise, receipt))
+            self._made.append((receipts, tell))
             if self.busy:
-                return promise
+                return
             self.busy = True
             lingered, self._lingers = self._lingers, False
         if lingered:
             self._rouse()
-            return promise
+            return
         try:
             self._submit(partial(self._wait, monotonic() + _STAYS))
         except RuntimeError:
             self._wait(0.0)
-        return promise
 
     def rest(self) -> None:
         """Have no thread wait for more to be made."""
@@ -82,11 +95,11 @@ class Disk:
 
     def _wait(self, until: float) -> None:
         while made := self._take(until):
-            outcomes = self.synced([receipt for _, receipt in made])
-            for (promise, _), outcome in zip(made, outcomes, strict=True):
-                promise.resolve(outcome)
+            outcomes = iter(self.synced([receipt for receipts, _ in made for receipt in receipts]))
+            for receipts, tell in made:
+                tell(list(islice(outcomes, len(receipts))))
 
-    def _take(self, until: float) -> list[tuple[Promise[Receipt], Receipt]]:
+    def _take(self, until: float) -> list[_Made]:
         """Take what was made, or what is made within a moment; nothing, if this thread is not to go on."""
         with self._mutex:
             if self._made or monotonic() > until:
@@ -97,12 +110,12 @@ class Disk:
             self._lingers = False
             return self._taken()
 
-    def _taken(self) -> list[tuple[Promise[Receipt], Receipt]]:
+    def _taken(self) -> list[_Made]:
         made, self._made = self._made, []
         self.busy = bool(made)
         return made
 
-    def synced(self, outcomes: Sequence[Receipt | BaseException]) -> Sequence[Receipt | BaseException]:
+    def synced(self, outcomes: Sequence[_Outcome]) -> Sequence[_Outcome]:
         """Wait for it, and return what to tell whoever has committed something."""
         if not any(isinstance(outcome, Receipt) for outcome in outcomes):
             return outcomes

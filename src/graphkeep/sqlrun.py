@@ -19,6 +19,7 @@ from .runinfo import run_status
 from .sqldb import Database
 from .sqlstep import CHANGE_RUN, dump_in_hand, end_step, holder_values, is_new, step_values, write_step
 from .sqlview import COLUMNS, IN_HAND, SqlView, bodiless, bound, read_all, stamp, view_run
+from .turns import Turns
 
 __all__ = ('SqlRun', 'add_step', 'begin_run')
 
@@ -60,6 +61,10 @@ class SqlRun(RunBackend):
         """Make one commit here and now, unless there is a lock or a checkpoint to wait for."""
         return self._database.write_now(self, turn)
 
+    def gather(self, turn: Turn, turns: Turns) -> Promise[Receipt]:
+        """Have one commit made at the end of this round, in one transaction with others."""
+        return self._database.gather(self, turn, turns)
+
     def queue(self, turn: Turn) -> Promise[Receipt]:
         """Have one commit made by a thread, together with others that wait."""
         return self._database.queue(self, turn)
@@ -70,15 +75,16 @@ class SqlRun(RunBackend):
 
     # -------------------------------------------- one commit of it, within a transaction
 
-    def step(self, db: sqlite3.Connection, turn: Turn) -> Receipt | None:
-        """Make a commit that begins or ends a step as most do, with its turn; `None` if it is another one.
-
-        `None` as well, and nothing was done, if it is to be refused, or the run is not as it was looked at.
-        """
-        view, self._view = self._view, None  # until it is known whether it still shows the run
-        receipt = write_step(db, view, turn, self.clock) if view and isinstance(turn, Commitment) else None
+    def make(self, db: sqlite3.Connection, turn: Turn) -> Receipt:
+        """Open a turn, and write what its commit makes of the run, or refuse it; see `stage`."""
+        view, self._view = self._view, None
+        if view is not None and isinstance(turn, Commitment):
+            receipt = write_step(db, view, turn, self.clock)
+            if receipt is not None:
+                self._staged = view
+                return receipt
         self._view = view
-        return receipt
+        return self.stage(db, turn.open())
 
     def stage(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
         """Write what the commit makes of its run, or refuse it before anything is written.

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from pydantic_core import to_json
 
-from .claims import Claims, Commitment
+from .claims import Commitment
 from .codec import Body
 from .commit import Attempt, Ownership, Receipt, Row, StatusChange, StepRecord, quick, span
 from .jsonrun import dump_attempts, dump_owner, is_plain
@@ -42,11 +42,11 @@ _step_record: Final = quick(StepRecord)
 def write_step(
     db: sqlite3.Connection, view: SqlView, turn: Commitment, clock: Callable[[], datetime]
 ) -> Receipt | None:
-    """Make a commit that begins a plain step, or ends it and adds what comes next, with its turn.
+    """Open a turn and write its commit, if that begins a plain step, or ends it and adds what comes next.
 
     Returns:
-        What it did, and the view and the claims show it; `None`, and nothing was done, if it is another
-        commit, may have to be refused, or the run is not as it was looked at.
+        What it did, and the view shows it; `None`, and nothing was done, if it is another commit, may have to
+        be refused, or the run is not as it was looked at.
     """
     claims, commit = turn.claims, turn.commit
     if len(commit.changes) != 1:
@@ -62,22 +62,22 @@ def write_step(
     ):
         return None
     if change.transition is START:
-        return None if commit.rows else _write_start(db, view, claims, record, change.at, clock())
+        return None if commit.rows else _write_start(db, view, turn, record, change.at, clock())
     plain = len(commit.rows) == 1 and not commit.unless_any and commit.unless_exists is None
     if change.transition is SUCCEED and plain:
-        return _write_end(db, view, claims, record, change, commit.rows[0])
+        return _write_end(db, view, turn, record, change, commit.rows[0])
     return None
 
 
 def _write_start(
     db: sqlite3.Connection,
     view: SqlView,
-    claims: Claims,
+    turn: Commitment,
     record: StepRecord,
     at: datetime | None,
     now: datetime,
 ) -> Receipt | None:
-    held = view.ownership
+    claims, held = turn.claims, view.ownership
     id_, node_id, kind, status, seq, _, _, attempt, attempts, _, path = record
     takes = claims.fence is None and held.owner is None
     if status != 'created' or view.in_hand or claims.in_hand or not (takes or claims.has(held)):
@@ -93,19 +93,20 @@ def _write_start(
         return None
     running = id_, node_id, kind, 'running', seq, began, None, attempt, attempts, owner, path
     view.took(_step_record(running), _ownership((fence, take, expires, None)), updated)
-    claims.keep({id_}, fence)
+    turn.in_hand, turn.gives_up = {id_}, False
     return Receipt(fence, seq, attempt, last)
 
 
 def _write_end(
     db: sqlite3.Connection,
     view: SqlView,
-    claims: Claims,
+    turn: Commitment,
     record: StepRecord,
     change: StatusChange,
     row: Row,
 ) -> Receipt | None:
-    held, comes, last, duration = view.ownership, row.record, view.last + 1, change.duration
+    claims, held = turn.claims, view.ownership
+    comes, last, duration = row.record, view.last + 1, change.duration
     id_, node_id, kind, status, seq, start_ts, _, attempt, _, owner, path = record
     began = stamp(start_ts)
     if status != 'running' or not began or len(view.in_hand) != 1 or claims.in_hand != {id_}:
@@ -124,10 +125,7 @@ def _write_end(
     attempts = (_attempt((start_ts, duration, 'success', None, None, owner)),)
     ended = id_, node_id, kind, 'success', seq, start_ts, duration, attempt, attempts, None, path
     view.passed(_step_record(ended), comes.numbered(last), held, moved)
-    if claims.keeping:
-        claims.keep(set(), held.fence)
-    else:
-        claims.rest()
+    turn.in_hand, turn.gives_up = set(), not claims.keeping
     return Receipt(held.fence, seq, attempt, last)
 
 

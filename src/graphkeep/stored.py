@@ -9,6 +9,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from anyio.lowlevel import checkpoint_if_cancelled
+
 from . import _host
 from ._host import RunEndT, StateT
 from .backend import LockBusy, RunBackend
@@ -19,12 +21,12 @@ from .commit import About, Commit, Receipt, Row, StepRecord, Tail
 from .errors import OwnershipLostError
 from .guard import Guard
 from .names import check_tags
-from .offload import finished, redeliver, submit
+from .offload import redeliver, submit
 from .persistence import StatePersistence
 from .promise import Work
 from .runinfo import check_moment, is_number
 from .snapshots import Snapshot
-from .turns import Stint
+from .turns import Stint, Turns
 
 __all__ = ('LEASE', 'LOCK_TIMEOUT', 'StoredStatePersistence')
 
@@ -151,24 +153,34 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
     async def _commit(self, commit: Commit) -> Receipt:
         if commit.rows:
             commit.about = self._about
-        if not commit.must_land and self._stint.is_over:
-            await self._stint.give_way()
-        turn, backend = Commitment(self._claims, commit), self._backend
+        turn, backend, stint = Commitment(self._claims, commit), self._backend, self._stint
         many = backend.queues and len(commit.rows) + len(commit.changes) > _MANY
-        if inline := backend.prompt and not many:
+        inline = backend.prompt and not many
+        crowd: Turns | None = None
+        if stint.is_over:
+            turns, gathers = stint.turns, inline and backend.queues
+            if not commit.must_land and not (gathers and turns.crowded):
+                await stint.give_way()
+            if gathers and turns.crowded:
+                crowd = turns
+                if turns.on_trio and not commit.must_land:
+                    await checkpoint_if_cancelled()
+        if inline:
             try:
-                outcome = backend.write(turn)
+                made = backend.write(turn) if crowd is None else backend.gather(turn, crowd)
+                if isinstance(made, Receipt):
+                    return made
+                return _lasting(made, await stint.ended(made, crowd or stint.turns))
             except LockBusy:
                 inline = not backend.queues
-            else:
-                return outcome if isinstance(outcome, Receipt) else await _lasting(outcome)
-        outcome, interrupted = await call(
+        made, interrupted = await call(
             partial(backend.write, turn),
             partial(backend.queue, turn),
             Calling(self._place, self.lock_timeout, inline, commit.must_land, backend.prompt and not many),
         )
-        receipt = outcome if isinstance(outcome, Receipt) else await _lasting(outcome)
-        return _interrupted(receipt, interrupted)
+        if isinstance(made, Receipt):
+            return _interrupted(made, interrupted)
+        return _lasting(made, await stint.ended(made, stint.turns) or interrupted)
 
     async def _tail(self) -> Tail:
         backend = self._backend
@@ -232,9 +244,8 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         return node_guard(self._claims)
 
 
-async def _lasting(made: Work[Receipt]) -> Receipt:
-    """Wait until a commit that was made lasts."""
-    interrupted = await finished(made)
+def _lasting(made: Work[Receipt], interrupted: BaseException | None) -> Receipt:
+    """Return what was made, now that it lasts; if it does not, the error, and the cancellation after it."""
     try:
         return _interrupted(made.result(), interrupted)
     except Exception:

@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
+from threading import get_ident
 from time import perf_counter
-from typing import Final
+from typing import Any, Final, Protocol, TypeAlias
 
 import anyio
 import anyio.lowlevel
 from anyio.lowlevel import RunVar
 
-from .offload import asyncio_task
+from .offload import asyncio_task, finished
+from .promise import Work
 
-__all__ = ('Stint',)
+__all__ = ('Gatherer', 'Stint', 'Turns')
 
 _ROUND: Final = 0.002
 # seconds after which others are to have their turn: to ask for the next one takes as long as a part of a step
+_CROWD: Final = 8
+# that wait at once; with so many, to wait for each other costs less than what is spared by it
+
+_Soon: TypeAlias = Callable[[Callable[[], object]], object]
+
+
+class Gatherer(Protocol):
+    """Where several things are done together at a lower price than one after another."""
+
+    def make_gathered(self, gathered: list[Any], in_loop: _Soon) -> None:
+        """Do what was gathered in a round, here and now; it must not wait.
+
+        Args:
+            gathered: What was given to `Turns.gather`, in that order.
+            in_loop: Has a function called in the event loop, from any thread: what tells those who wait
+                together that they need not any more.
+        """
+        ...
 
 
 class Stint:
@@ -29,101 +51,228 @@ class Stint:
     is how long others in that loop wait each time that it comes round, however many there are.
     """
 
-    __slots__ = ('_began', '_lasts')
+    __slots__ = ('_began', '_lasts', '_turns')
 
     def __init__(self) -> None:
         self._began = self._lasts = 0.0  # over, for many may begin at once
+        self._turns: Turns | None = None  # of the event loop that it was in last
 
     @property
     def is_over(self) -> bool:
         """Whether it is time to give way."""
         return perf_counter() - self._began > self._lasts
 
+    @property
+    def turns(self) -> Turns:
+        """The turns of the running event loop."""
+        if (turns := self._turns) is None or not turns.are_here:
+            try:
+                turns = _of_loop.get()
+            except LookupError:
+                _of_loop.set(turns := Turns())
+            self._turns = turns
+        return turns
+
     async def give_way(self) -> None:
         """Let all others have their turn, and a cancellation be raised."""
-        self._lasts = await _next_turn()
+        turns = self.turns
+        await turns.next()
+        self._lasts = turns.lasts
         self._began = perf_counter()
 
+    async def ended(self, work: Work[Any], turns: Turns) -> BaseException | None:
+        """Wait until the work is done, whatever is cancelled, and for the next turn.
 
-class _Turns:
-    """Who waits for a turn in one event loop, which it must not keep."""
+        In a crowd that is over at once: it lasts until there is something to do together with others.
 
-    def __init__(self, *, on_asyncio: bool):
+        Returns:
+            A cancellation that came meanwhile, see `finished`.
+        """
+        if work.done():
+            return None
+        interrupted: BaseException | None = None
+        waiting, go_on = turns.after(work)
+        try:
+            await waiting
+        except asyncio.CancelledError as exc:
+            turns.remove(go_on)
+            interrupted = await finished(work) or exc
+        if turns.crowded:
+            self._lasts = 0.0
+        else:
+            self._lasts = turns.lasts
+            self._began = perf_counter()
+        return interrupted
+
+
+class Turns:
+    """Who waits for a turn in one event loop, which it must not keep, and what ends a round."""
+
+    def __init__(self) -> None:
         self.lasts = _ROUND
         """How long each turn of this round lasts, in seconds."""
-        self._on_asyncio = on_asyncio
+        self.crowded = False
+        """Whether many waited when this round began."""
+        self.on_trio = asyncio_task() is None
+        """Where a cancellation is not raised while a write is under way, but left for later."""
+        self._loop = None if self.on_trio else weakref.ref(asyncio.get_running_loop())
         self._waiting: deque[Callable[[], object]] = deque()
         self._at_once = 1  # how many go on in a round
         self._begun = False  # whether a round has, and so is to end
         self._began = 0.0
+        self._gathered: dict[Gatherer, list[Any]] = {}
+        self._calls: deque[Callable[[], object]] = deque()  # from other threads
+        self._called = False  # whether the event loop is to look at them
+        self._thread: int | None = None  # the one that is at it here
 
-    def is_free(self) -> bool:
-        """Whether the next turn is whoever's who asks; if so, it is another one's until the round ends."""
-        if self._begun:
-            return False
-        self._begin()
-        return True
+    @property
+    def are_here(self) -> bool:
+        """Whether they are those of the running event loop, as far as that is quickly known."""
+        task = asyncio_task()
+        return task is not None and self._loop is not None and self._loop() is task.get_loop()
 
-    def append(self, go_on: Callable[[], object]) -> None:
-        """Have it called when its turn comes."""
+    async def next(self) -> None:
+        """Wait for the next turn, or a cancellation."""
+        if not self._begun:  # so it is whoever's who asks; and another one's until the round ends
+            self._begin()
+            await (anyio.lowlevel.checkpoint() if self.on_trio else asyncio.sleep(0))
+            return
+        if not self.on_trio:
+            turn = asyncio.get_running_loop().create_future()
+            go_on, waiting = lambda: turn.done() or turn.set_result(None), turn
+        else:
+            event = anyio.Event()
+            go_on, waiting = event.set, event.wait()
         self._waiting.append(go_on)
+        try:
+            await waiting
+        except BaseException:
+            self.remove(go_on)
+            raise
+
+    def after(self, work: Work[Any]) -> tuple[Awaitable[object], Callable[[], object]]:
+        """Return what waits until the work is done and for the next turn, and what lets it go on.
+
+        It is shielded from cancellations where that comes at no price: on trio.
+        """
+        if self.on_trio:
+            event = anyio.Event()
+            work.add_done_callback(self._appends(event.set, self._soon()))
+            return _shielded(event), event.set
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
+
+        def go_on() -> None:
+            if not turn.done():
+                turn.set_result(None)
+
+        work.add_done_callback(self._appends(go_on, loop.call_soon_threadsafe))
+        return turn, go_on
 
     def remove(self, go_on: Callable[[], object]) -> None:
-        """Have it called no more."""
+        """Have it not go on in its turn."""
         with suppress(ValueError):
             self._waiting.remove(go_on)
+
+    def gather(self, gatherer: Gatherer, one: object) -> None:
+        """Have it done at the end of this round, together with what else is gathered for that."""
+        self._gathered.setdefault(gatherer, []).append(one)
+        if not self._begun:
+            self._begin()
+
+    def _appends(self, go_on: Callable[[], object], soon: _Soon) -> Callable[[object], object]:
+        """Return what any thread may call to have it wait for its turn from then on."""
+
+        def append(_: object) -> None:
+            if self._thread == get_ident():
+                self._waiting.append(go_on)
+            else:
+                self._call(soon, lambda: self._waiting.append(go_on))
+
+        return append
+
+    def _call(self, soon: _Soon, func: Callable[[], object]) -> None:
+        """Have it called in the event loop, from any thread."""
+        self._calls.append(func)
+        if not self._called:
+            self._called = True
+            with suppress(RuntimeError):  # the event loop has ended, and whoever waited in it
+                soon(self._arrive)
+
+    def _arrive(self) -> None:
+        """Do what other threads have asked for."""
+        self._called = False  # before it is looked at, so that nothing is left
+        self._thread = get_ident()
+        try:
+            while self._calls:
+                self._calls.popleft()()
+        finally:
+            self._thread = None
+            if not self._begun:
+                self._let_go_on()
 
     def _begin(self) -> None:
         self._began = perf_counter()
         with suppress(RuntimeError):  # the event loop has ended, but for what it calls last
-            if self._on_asyncio:
-                asyncio.get_running_loop().call_soon(self._end, context=Context())
+            if self.on_trio:
+                self._soon()(self._end)
             else:
-                import trio  # the library that is running, so it is there
-
-                trio.lowlevel.current_trio_token().run_sync_soon(self._end)
+                asyncio.get_running_loop().call_soon(self._end, context=Context())
             self._begun = True
 
+    def _soon(self) -> _Soon:
+        """Return what has a function called in the running event loop, from any thread."""
+        if not self.on_trio:
+            return asyncio.get_running_loop().call_soon_threadsafe
+        import trio  # the library that is running, so it is there
+
+        return trio.lowlevel.current_trio_token().run_sync_soon
+
     def _end(self) -> None:
-        """End a round; if somebody waits, let as many go on in the next as that one has shown to do."""
+        """End a round; let as many go on in the next as that one has shown to do."""
         self._begun = False
-        took = perf_counter() - self._began
-        if took > _ROUND or not self._waiting:
-            self._at_once = max(1, self._at_once // 2)
-        elif took < _ROUND / 2:
-            self._at_once = min(2 * self._at_once, len(self._waiting))
-        self.lasts = _ROUND / self._at_once
+        try:
+            came = max(self._make_gathered(), len(self._waiting))
+            took = perf_counter() - self._began
+            if took > _ROUND or not came:
+                self._at_once = max(1, self._at_once // 2)
+            elif took < _ROUND / 2:
+                self._at_once = min(2 * self._at_once, came)
+            self.lasts = _ROUND / self._at_once
+        finally:
+            self._let_go_on()
+
+    def _make_gathered(self) -> int:
+        """Do what was gathered; return how much it was."""
+        made = 0
+        if self._gathered:
+            in_loop = partial(self._call, self._soon())
+            self._thread = get_ident()
+            try:
+                while self._gathered:
+                    gatherer, gathered = self._gathered.popitem()
+                    made += len(gathered)
+                    gatherer.make_gathered(gathered, in_loop)
+            finally:
+                self._thread = None
+        return made
+
+    def _let_go_on(self) -> None:
+        """Begin a round of some of those who wait, if there are any."""
+        self.crowded = len(self._waiting) >= _CROWD
         try:
             for _ in range(min(self._at_once, len(self._waiting))):
                 self._waiting.popleft()()
         finally:
-            if self._waiting:
+            # else it begins with the first one of those who go on that waits again: so they wait until the
+            # loop has come round, and can be cancelled
+            if self._waiting or self._gathered:
                 self._begin()
 
 
-_of_loop: Final = RunVar[_Turns]('graphkeep turns')
+async def _shielded(event: anyio.Event) -> None:
+    with anyio.CancelScope(shield=True):
+        await event.wait()
 
 
-async def _next_turn() -> float:
-    """Wait for the next turn in this event loop; return how long it lasts, in seconds."""
-    on_asyncio = asyncio_task() is not None
-    try:
-        turns = _of_loop.get()
-    except LookupError:
-        _of_loop.set(turns := _Turns(on_asyncio=on_asyncio))
-    if turns.is_free():
-        await (asyncio.sleep(0) if on_asyncio else anyio.lowlevel.checkpoint())
-        return turns.lasts
-    if on_asyncio:
-        turn = asyncio.get_running_loop().create_future()
-        go_on, waiting = lambda: turn.done() or turn.set_result(None), turn
-    else:
-        event = anyio.Event()
-        go_on, waiting = event.set, event.wait()
-    turns.append(go_on)
-    try:
-        await waiting
-    except BaseException:
-        turns.remove(go_on)
-        raise
-    return turns.lasts
+_of_loop: Final = RunVar[Turns]('graphkeep turns')

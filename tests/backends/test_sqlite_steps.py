@@ -7,22 +7,23 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from graphkeep import GraphkeepError, SqliteStore, StepRecord
+from graphkeep import GraphkeepError, SqliteStore, StepRecord, sqlrun
 from graphkeep.backend import LockBusy
 from graphkeep.claims import Commitment
 from graphkeep.codec import Body
 from graphkeep.commit import Attempt, Commit, Owner, Receipt, Row, StatusChange
 from graphkeep.offload import finished
 from graphkeep.runinfo import last_change
+from graphkeep.sqlstep import write_step
 from graphkeep.sqlview import end_stamp, last_stamp, moment, stamp
 from graphkeep.status import CLAIM, FAIL, RECOVER, RELEASE, RETRY, START, SUCCEED, Transition
 
@@ -48,7 +49,6 @@ class Side:
         if holder not in self.runs:
             run: Any = SqliteStore(self.path, clock=lambda: self.moment).run('run')
             run._claims.owner = OWNERS[holder]
-            run._backend.step = partial(self._step, run._backend.step)
             run._backend.rows()  # which opens the file
             self.runs[holder] = run
         return self.runs[holder]
@@ -58,18 +58,19 @@ class Side:
         self.moment += timedelta(milliseconds=7)
         run = self.run(holder)
         turn = Commitment(run._claims, commit)
-        try:
+        with patch.object(sqlrun, 'write_step', self._step):
             try:
-                return run._backend.write(turn)
-            except LockBusy:  # the file is not open to stay
-                done = run._backend.queue(turn)
-                asyncio.run(finished(done))
-                return done.result()
-        except GraphkeepError as exc:
-            return f'{type(exc).__name__}: {exc}'
+                try:
+                    return run._backend.write(turn)
+                except LockBusy:  # the file is not open to stay
+                    done = run._backend.queue(turn)
+                    asyncio.run(finished(done))
+                    return done.result()
+            except GraphkeepError as exc:
+                return f'{type(exc).__name__}: {exc}'
 
-    def _step(self, step: Callable[..., Receipt | None], *args: Any) -> Receipt | None:
-        receipt = step(*args) if self.in_one_go else None
+    def _step(self, *args: Any) -> Receipt | None:
+        receipt = write_step(*args) if self.in_one_go else None
         self.made += receipt is not None
         return receipt
 

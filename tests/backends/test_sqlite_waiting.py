@@ -266,10 +266,7 @@ class Barred(Turn):
 class Nothing:
     """A run of which no commit writes anything."""
 
-    def step(self, db: sqlite3.Connection, turn: Turn) -> Receipt | None:
-        return None
-
-    def stage(self, db: sqlite3.Connection, commit: Commit) -> Receipt:
+    def make(self, db: sqlite3.Connection, turn: Turn) -> Receipt:
         return Receipt()
 
     def accept(self) -> None:
