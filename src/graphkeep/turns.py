@@ -99,7 +99,7 @@ class Stint:
             interrupted = await finished(work) or exc
         if turns.crowded:
             self._lasts = 0.0
-        else:
+        elif not turns.on_trio:  # where no cancellation was raised, so that it has not given way
             self._lasts = turns.lasts
             self._began = perf_counter()
         return interrupted

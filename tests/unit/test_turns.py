@@ -12,9 +12,10 @@ from typing import Any
 import anyio
 import pytest
 import trio
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from graphkeep import turns
+from graphkeep.promise import Promise
 from graphkeep.turns import Stint
 
 pytestmark = pytest.mark.anyio
@@ -229,11 +230,159 @@ def test_loops_are_not_kept(backend: str):
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
                 tasks.start_soon(worked, Clock(), 0.1, 3)
+                tasks.start_soon(gather, Basket(), Stint())
 
     for _ in range(3):
         anyio.run(main, backend=backend)
     gc.collect()
     assert [loop() for loop in loops] == [None] * 3
+
+
+class Basket:
+    """Has things done together, and tells how many at a time."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.elsewhere = False
+        """Whether another thread tells that they are done."""
+
+    def make_gathered(self, gathered: list[Any], in_loop: Any) -> None:
+        self.sizes.append(len(gathered))
+
+        def tell() -> None:
+            for promise in gathered:
+                promise.resolve(None)
+
+        if self.elsewhere:
+            threading.Thread(target=in_loop, args=(tell,)).start()
+        else:
+            tell()
+
+
+async def gather(basket: Basket, stint: Stint) -> BaseException | None:
+    """Have one thing done together with others; return a cancellation that came meanwhile."""
+    promise = Promise[None]()
+    stint.turns.gather(basket, promise)
+    return await stint.ended(promise, stint.turns)
+
+
+@pytest.mark.both_backends
+@pytest.mark.parametrize('elsewhere', [False, True])
+async def test_done_together(clock: Clock, elsewhere: bool):
+    """What is gathered in a round is done together, and those who waited go on in about 2 ms a round."""
+    basket, gaps, done = Basket(), list[float](), Counter[int]()
+    basket.elsewhere = elsewhere
+
+    async def work(number: int) -> None:
+        stint = Stint()
+        for _ in range(50):
+            if stint.is_over and not stint.turns.crowded:
+                await stint.give_way()
+            clock.now += 0.0001
+            await gather(basket, stint)
+            done[number] += 1
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch, clock, gaps)
+            async with anyio.create_task_group() as working:
+                for number in range(100):
+                    working.start_soon(work, number)
+            tasks.cancel_scope.cancel()
+    assert done == dict.fromkeys(range(100), 50)
+    assert sum(basket.sizes) == 5_000
+    assert len(basket.sizes) < 1_000
+    assert max(gaps) < 0.01
+
+
+@pytest.mark.both_backends
+async def test_cancelled_while_it_is_done(clock: Clock):
+    """Who is cancelled while something is done for it goes on when that is known, and not before."""
+    promise, told = Promise[None](), list[bool]()
+
+    async def wait() -> None:
+        stint = Stint()
+        await stint.ended(promise, stint.turns)
+        told.append(promise.done())
+        await checkpoint()
+        told.append(False)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.05)
+                assert told == []
+                promise.resolve(None)
+    assert told == [True]
+
+
+async def test_cancelled_by_asyncio_while_it_is_done():
+    """A cancellation that comes once is handed to who waited."""
+    promise, stint = Promise[None](), Stint()
+
+    async def wait() -> BaseException | None:
+        return await stint.ended(promise, stint.turns)
+
+    task = asyncio.create_task(wait())
+    await checkpoint()
+    task.cancel('enough')
+    await anyio.sleep(0.01)
+    assert not task.done()
+    promise.resolve(None)
+    interrupted = await task
+    assert isinstance(interrupted, asyncio.CancelledError)
+    assert interrupted.args == ('enough',)
+
+
+@pytest.mark.both_backends
+async def test_always_cancellable(clock: Clock):
+    """Who only ever waits for what is done at the end of each round can be cancelled from outside."""
+    basket = Basket()
+
+    async def work() -> None:
+        stint = Stint()
+        while True:
+            interrupted = await gather(basket, stint)
+            if interrupted is not None:
+                raise interrupted
+            if stint.turns.on_trio:  # which leaves that to whoever waits
+                await checkpoint_if_cancelled()
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(work)
+            await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+    assert basket.sizes
+
+
+async def test_others_gather_though_one_raises(clock: Clock):
+    """What goes wrong in one place does not keep the others from being done, nor the turns from going on."""
+    good, done = Basket(), list[int]()
+
+    class Bad(Basket):
+        def make_gathered(self, gathered: list[Any], in_loop: Any) -> None:
+            super().make_gathered(gathered, in_loop)
+            raise ValueError('bad')
+
+    bad = Bad()
+
+    async def work(number: int) -> None:
+        await gather((good, bad)[number % 2], Stint())
+        done.append(number)
+
+    raised: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context['exception']))
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(work, number)
+    assert sorted(done) == list(range(20))
+    assert [str(exc) for exc in raised] == ['bad']
 
 
 async def test_interrupted_between_two_rounds(clock: Clock):
