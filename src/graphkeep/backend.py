@@ -41,7 +41,7 @@ class Turn(ABC):
     """A write that one holder of a run wants to make, up to the moment when its turn comes.
 
     With its mutex in hand a storage opens it, makes the commit, and settles it or lets it fail. (A storage
-    that knows what all of it comes to may do it in one go, see `sqlstep`.)
+    that knows what opening it comes to may do that and write it in one go, see `sqlstep`.)
     """
 
     __slots__ = ('commit', 'mutex')
@@ -111,12 +111,16 @@ class RunBackend(ABC):
             turn.settle(receipt)
             return receipt
 
-    def gather(self, turn: Turn, turns: Turns) -> Work[Receipt]:
-        """Have one commit made at the end of this round, together with others, where there is a way to.
+    def gathers(self, turns: Turns) -> bool:
+        """Whether writes are better made together with others just now, at the end of a round."""
+        return False
 
-        `LockBusy` comes of it where `write` raises that.
+    def gather(self, turn: Turn, turns: Turns) -> Work[Receipt]:
+        """Have one commit made at the end of this round, together with others; only if it `gathers`.
+
+        What comes of it is what `write` returns, or raises: `LockBusy` if there is anything to wait for.
         """
-        return self.queue(turn)
+        raise NotImplementedError
 
     def queue(self, turn: Turn) -> Work[Receipt]:
         """Have one commit made by another thread; `TryAgain` comes of it if it is as well made here."""

@@ -157,9 +157,9 @@ class Commitment(_Write):
     __slots__ = ('gives_up', 'in_hand')
 
     in_hand: set[str]
-    """What will be in hand once it is made; known from `open` on."""
+    """What will be in hand once it is made; known once it is opened."""
     gives_up: bool
-    """Whether it gives the run up; known from `open` on."""
+    """Whether it gives the run up; known once it is opened."""
 
     def open(self) -> Commit:
         """Add who makes it, or refuse what this instance does not have in hand."""

@@ -87,10 +87,14 @@ class _Write(Promise[Receipt]):
             self.turn.fail(exc)
             return exc
 
-    def made(self, receipt: Receipt) -> None:
-        """Learn that the transaction was made."""
-        self.of.accept()
-        self.turn.settle(receipt)
+    def made(self, receipt: Receipt) -> Receipt | Exception:
+        """Learn that the transaction was made; return what to tell whoever waits."""
+        try:
+            self.of.accept()
+            self.turn.settle(receipt)
+        except Exception as exc:  # which the others are not to hear of
+            return exc
+        return receipt
 
     @property
     def settles(self) -> bool:
@@ -114,7 +118,7 @@ class _Ticket(_Write):
         return bool(commit.rows) or any(change.transition is not RELEASE for change in commit.changes)
 
 
-_Outcomes: TypeAlias = Sequence[tuple[_Write, Receipt | BaseException]]
+_Told: TypeAlias = deque[tuple[_Write, Receipt | BaseException]]
 _W = TypeVar('_W', bound=_Write)
 
 
@@ -254,60 +258,90 @@ class Database:
         return write
 
     def make_gathered(
-        self, gathered: list[_Write], in_loop: Callable[[Callable[[], object]], object]
+        self, gathered: Sequence[_Write], in_loop: Callable[[Callable[[], object]], object]
     ) -> None:
         """Make these commits here and now, in one transaction."""
-        made: _Outcomes | None = None
+        told: _Told = deque((write, LockBusy()) for write in gathered)
+        interrupt: BaseException | None = None
         try:
             if self.ready and not self._draining and self._mutex.acquire(blocking=False):
                 try:
-                    made = self._write_here(gathered)
+                    interrupt = self._write_here(gathered, told, in_loop)
                 finally:
                     self._mutex.release()
         finally:
-            if made is None:
-                made = [(write, LockBusy()) for write in gathered]
-            lasting: list[tuple[_Write, Receipt]] = []
-            for write, outcome in made:
-                if self.durable and isinstance(outcome, Receipt) and write.settles:
-                    lasting.append((write, outcome))
-                else:
-                    write.resolve(outcome)
-            if lasting:
-                writes, receipts = zip(*lasting, strict=True)
-                # those who have waited together go on together
-                self._disk.await_disk(receipts, lambda lasts: in_loop(partial(_tell, writes, lasts)))
+            _tell(told)
+        if interrupt is not None:
+            raise interrupt
 
-    def _write_here(self, writes: Sequence[_Write]) -> _Outcomes | None:
-        """Make these commits, and return what became of each; `None` if none was made."""
+    def _write_here(
+        self,
+        writes: Sequence[_Write],
+        told: _Told,
+        in_loop: Callable[[Callable[[], object]], object],
+    ) -> BaseException | None:
+        """Make these commits, and then have it told what became of each; if none was made, do nothing.
+
+        What has to wait for the disk is told in the event loop later. Return what has interrupted it.
+        """
         db = self._writer
         if self._log_is_long(len(writes)) or db is None:
             return None
-        entered, others = _entered(writes)
+        entered: list[_Write] = []
+        others: list[_Write] = []
         try:
+            _enter(writes, entered, others)
             with translated(self.path, 'write'):
                 db.execute('BEGIN IMMEDIATE')
-            outcomes = self._commit(db, entered)
+            outcomes, interrupt = self._commit(db, entered)
         except Exception:  # whatever it is, a thread that makes them one by one will know whose it is
             return None
         finally:
+            roll_back(db)  # if it was not made
             for write in entered:
                 write.turn.mutex.release()
-        return [*zip(entered, outcomes, strict=True), *((write, LockBusy()) for write in others)]
+        told.clear()
+        lasting: list[tuple[_Write, Receipt]] = []
+        for write, outcome in zip(entered, outcomes, strict=True):
+            if self.durable and isinstance(outcome, Receipt) and write.settles:
+                lasting.append((write, outcome))
+            else:
+                told.append((write, outcome))
+        told.extend((write, LockBusy()) for write in others)
+        if lasting:
+            made = [write for write, _ in lasting]
 
-    def _commit(self, db: sqlite3.Connection, writes: Sequence[_Write]) -> list[Receipt | GraphkeepError]:
-        """Make these commits in the transaction that has begun, or raise, and none is made."""
+            def tell(outcomes: Sequence[Receipt | BaseException]) -> None:
+                # those who have waited together go on together
+                in_loop(partial(_tell, deque(zip(made, outcomes, strict=True))))
+
+            # with the mutex in hand, so that the log is not closed before
+            self._disk.await_disk([receipt for _, receipt in lasting], tell)
+        return interrupt
+
+    def _commit(
+        self, db: sqlite3.Connection, writes: Sequence[_Write]
+    ) -> tuple[Sequence[Receipt | Exception], BaseException | None]:
+        """Make these commits in the transaction that has begun, or raise, and none is made.
+
+        Return what became of each, and what has interrupted it when it was made.
+        """
+        outcomes: list[Receipt | GraphkeepError] = []
+        interrupt: BaseException | None = None
         try:
             with translated(self.path, 'write'):
-                outcomes = [write.run(db) for write in writes]
+                outcomes += [write.run(db) for write in writes]
                 db.execute('COMMIT')
-        except BaseException:
-            roll_back(db)
-            raise
-        for write, outcome in zip(writes, outcomes, strict=True):
-            if isinstance(outcome, Receipt):
-                write.made(outcome)
-        return outcomes
+        except BaseException as exc:
+            if isinstance(exc, Exception) or db.in_transaction or len(outcomes) < len(writes):
+                roll_back(db)
+                raise
+            interrupt = exc
+        settled = [
+            write.made(outcome) if isinstance(outcome, Receipt) else outcome
+            for write, outcome in zip(writes, outcomes, strict=True)
+        ]
+        return settled, interrupt
 
     # ------------------------------------------------------------------------------- what waits, together
 
@@ -377,8 +411,10 @@ class Database:
         with self._writing(until) as db:
             self._begin(db, until)
             batch += self._waiting()
-            entered, others = _entered(batch)
+            entered: list[_Ticket] = []
+            others: list[_Ticket] = []
             try:
+                _enter(batch, entered, others)
                 outcomes = self._commit_each(db, entered)
                 if any(ticket.stores for ticket in entered):
                     self._stay_open()
@@ -398,7 +434,7 @@ class Database:
     def _commit_each(self, db: sqlite3.Connection, tickets: Sequence[_Ticket]) -> list[Receipt | Exception]:
         """Make these commits in the transaction that has begun; if it fails, each in one of its own."""
         try:
-            return [*self._commit(db, tickets)]
+            return [*self._commit(db, tickets)[0]]
         except Exception as exc:
             if len(tickets) > 1:
                 return [outcome for ticket in tickets for outcome in self._commit_alone(db, ticket)]
@@ -540,18 +576,21 @@ class Database:
             wait = min(wait * 1.5, _WAIT[1])
 
 
-def _tell(writes: Sequence[_Write], outcomes: Sequence[Receipt | BaseException]) -> None:
-    for write, outcome in zip(writes, outcomes, strict=True):
-        write.resolve(outcome)
+def _tell(told: _Told) -> None:
+    """Tell all of them; whatever interrupts that, nobody may wait for ever."""
+    try:
+        while told:
+            write, outcome = told.popleft()
+            write.resolve(outcome)
+    finally:
+        if told:
+            _tell(told)
 
 
-def _entered(writes: Sequence[_W]) -> tuple[list[_W], list[_W]]:
-    """Enter the turns of these writes; return those whose turn it is, and the others."""
-    entered: list[_W] = []
-    others: list[_W] = []
+def _enter(writes: Sequence[_W], entered: list[_W], others: list[_W]) -> None:
+    """Enter the turns of these writes, and sort out whose turn it is not."""
     for write in writes:
         (entered if write.turn.mutex.acquire(blocking=False) else others).append(write)
-    return entered, others
 
 
 def _begin_log_anew(db: sqlite3.Connection) -> None:

@@ -156,21 +156,21 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         turn, backend, stint = Commitment(self._claims, commit), self._backend, self._stint
         many = backend.queues and len(commit.rows) + len(commit.changes) > _MANY
         inline = backend.prompt and not many
-        crowd: Turns | None = None
+        together: Turns | None = None
         if stint.is_over:
-            turns, gathers = stint.turns, inline and backend.queues
-            if not commit.must_land and not (gathers and turns.crowded):
+            turns = stint.turns
+            if not commit.must_land and not (inline and backend.gathers(turns)):
                 await stint.give_way()
-            if gathers and turns.crowded:
-                crowd = turns
+            if inline and backend.gathers(turns):
+                together = turns
                 if turns.on_trio and not commit.must_land:
                     await checkpoint_if_cancelled()
         if inline:
             try:
-                made = backend.write(turn) if crowd is None else backend.gather(turn, crowd)
+                made = backend.write(turn) if together is None else backend.gather(turn, together)
                 if isinstance(made, Receipt):
                     return made
-                return _lasting(made, await stint.ended(made, crowd or stint.turns))
+                return _lasting(made, await stint.ended(made, together or stint.turns))
             except LockBusy:
                 inline = not backend.queues
         made, interrupted = await call(

@@ -26,6 +26,8 @@ _ROUND: Final = 0.002
 # seconds after which others are to have their turn: to ask for the next one takes as long as a part of a step
 _CROWD: Final = 8
 # that wait at once; with so many, to wait for each other costs less than what is spared by it
+_TOGETHER: Final = 200
+# things that are done together in one round, so that it does not last for long
 
 _Soon: TypeAlias = Callable[[Callable[[], object]], object]
 
@@ -83,23 +85,19 @@ class Stint:
     async def ended(self, work: Work[Any], turns: Turns) -> BaseException | None:
         """Wait until the work is done, whatever is cancelled, and for the next turn.
 
-        In a crowd that is over at once: it lasts until there is something to do together with others.
-
         Returns:
             A cancellation that came meanwhile, see `finished`.
         """
         if work.done():
             return None
         interrupted: BaseException | None = None
-        waiting, go_on = turns.after(work)
         try:
-            await waiting
+            await turns.after(work)
         except asyncio.CancelledError as exc:
-            turns.remove(go_on)
             interrupted = await finished(work) or exc
-        if turns.crowded:
-            self._lasts = 0.0
-        elif not turns.on_trio:  # where no cancellation was raised, so that it has not given way
+        # in a crowd a turn ends with the next thing that is done together; and on trio it has not given way,
+        # for no cancellation was raised
+        if not turns.crowded and not turns.on_trio:
             self._lasts = turns.lasts
             self._began = perf_counter()
         return interrupted
@@ -116,7 +114,7 @@ class Turns:
         self.on_trio = asyncio_task() is None
         """Where a cancellation is not raised while a write is under way, but left for later."""
         self._loop = None if self.on_trio else weakref.ref(asyncio.get_running_loop())
-        self._waiting: deque[Callable[[], object]] = deque()
+        self._waiting: deque[Callable[[], bool]] = deque()  # those who were cancelled as well
         self._at_once = 1  # how many go on in a round
         self._begun = False  # whether a round has, and so is to end
         self._began = 0.0
@@ -137,51 +135,20 @@ class Turns:
             self._begin()
             await (anyio.lowlevel.checkpoint() if self.on_trio else asyncio.sleep(0))
             return
-        if not self.on_trio:
-            turn = asyncio.get_running_loop().create_future()
-            go_on, waiting = lambda: turn.done() or turn.set_result(None), turn
-        else:
-            event = anyio.Event()
-            go_on, waiting = event.set, event.wait()
+        go_on, waiting = self._waiter()
         self._waiting.append(go_on)
         try:
             await waiting
-        except BaseException:
-            self.remove(go_on)
-            raise
+        finally:
+            go_on()  # no more, if it was cancelled
 
-    def after(self, work: Work[Any]) -> tuple[Awaitable[object], Callable[[], object]]:
-        """Return what waits until the work is done and for the next turn, and what lets it go on.
+    def after(self, work: Work[Any]) -> Awaitable[object]:
+        """Return what waits until the work is done, and then for the next turn.
 
         It is shielded from cancellations where that comes at no price: on trio.
         """
-        if self.on_trio:
-            event = anyio.Event()
-            work.add_done_callback(self._appends(event.set, self._soon()))
-            return _shielded(event), event.set
-        loop = asyncio.get_running_loop()
-        turn = loop.create_future()
-
-        def go_on() -> None:
-            if not turn.done():
-                turn.set_result(None)
-
-        work.add_done_callback(self._appends(go_on, loop.call_soon_threadsafe))
-        return turn, go_on
-
-    def remove(self, go_on: Callable[[], object]) -> None:
-        """Have it not go on in its turn."""
-        with suppress(ValueError):
-            self._waiting.remove(go_on)
-
-    def gather(self, gatherer: Gatherer, one: object) -> None:
-        """Have it done at the end of this round, together with what else is gathered for that."""
-        self._gathered.setdefault(gatherer, []).append(one)
-        if not self._begun:
-            self._begin()
-
-    def _appends(self, go_on: Callable[[], object], soon: _Soon) -> Callable[[object], object]:
-        """Return what any thread may call to have it wait for its turn from then on."""
+        go_on, waiting = self._waiter(shielded=True)
+        soon = self._soon()
 
         def append(_: object) -> None:
             if self._thread == get_ident():
@@ -189,7 +156,35 @@ class Turns:
             else:
                 self._call(soon, lambda: self._waiting.append(go_on))
 
-        return append
+        work.add_done_callback(append)
+        return waiting
+
+    def _waiter(self, *, shielded: bool = False) -> tuple[Callable[[], bool], Awaitable[object]]:
+        """Return what lets somebody go on, and tells whether it waited for that; and what waits for it."""
+        if self.on_trio:
+            event = anyio.Event()
+
+            def set_event() -> bool:
+                waits = not event.is_set()
+                event.set()
+                return waits
+
+            return set_event, _shielded(event) if shielded else event.wait()
+        turn = asyncio.get_running_loop().create_future()
+
+        def set_turn() -> bool:
+            if turn.done():
+                return False
+            turn.set_result(None)
+            return True
+
+        return set_turn, turn
+
+    def gather(self, gatherer: Gatherer, one: object) -> None:
+        """Have it done at the end of this round, together with what else is gathered for that."""
+        self._gathered.setdefault(gatherer, []).append(one)
+        if not self._begun:
+            self._begin()
 
     def _call(self, soon: _Soon, func: Callable[[], object]) -> None:
         """Have it called in the event loop, from any thread."""
@@ -230,9 +225,10 @@ class Turns:
 
     def _end(self) -> None:
         """End a round; let as many go on in the next as that one has shown to do."""
-        self._begun = False
         try:
-            came = max(self._make_gathered(), len(self._waiting))
+            self._begun = False
+            self._make_gathered()
+            came = len(self._waiting)
             took = perf_counter() - self._began
             if took > _ROUND or not came:
                 self._at_once = max(1, self._at_once // 2)
@@ -242,27 +238,26 @@ class Turns:
         finally:
             self._let_go_on()
 
-    def _make_gathered(self) -> int:
-        """Do what was gathered; return how much it was."""
-        made = 0
+    def _make_gathered(self) -> None:
         if self._gathered:
             in_loop = partial(self._call, self._soon())
             self._thread = get_ident()
             try:
-                while self._gathered:
-                    gatherer, gathered = self._gathered.popitem()
-                    made += len(gathered)
-                    gatherer.make_gathered(gathered, in_loop)
+                for gatherer in tuple(self._gathered):
+                    gathered = self._gathered.pop(gatherer)
+                    if rest := gathered[_TOGETHER:]:
+                        self._gathered[gatherer] = rest
+                    gatherer.make_gathered(gathered[:_TOGETHER], in_loop)
             finally:
                 self._thread = None
-        return made
 
     def _let_go_on(self) -> None:
         """Begin a round of some of those who wait, if there are any."""
         self.crowded = len(self._waiting) >= _CROWD
         try:
-            for _ in range(min(self._at_once, len(self._waiting))):
-                self._waiting.popleft()()
+            went_on = 0
+            while self._waiting and went_on < self._at_once:
+                went_on += self._waiting.popleft()()
         finally:
             # else it begins with the first one of those who go on that waits again: so they wait until the
             # loop has come round, and can be cancelled

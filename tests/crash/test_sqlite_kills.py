@@ -22,17 +22,20 @@ from tests.crash.children import (
     ANSWER,
     child,
     finish,
+    finish_crowd,
     hang_graph,
     hang_in_node,
     heard,
     hour_later,
     logged,
     run_chain,
+    run_quick,
 )
 from tests.rawsqlite import integrity, stored
 
 KILLS = count(500)
 PROCESSES = 4
+CROWD = 20
 
 
 @dataclass
@@ -126,6 +129,50 @@ def _kill_all(witnesses: list[Witness], weight: int, moments: list[float]) -> No
         for process, _ in children:
             process.join()
             assert process.exitcode in (-signal.SIGKILL, 0)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize('durability', ['normal', 'full'])
+def test_crowd_killed_at_random(tmp_path: Path, durability: str):
+    """A process in which many runs commit together is killed at any moment: no step is lost or repeated."""
+    chance = random.Random(durability)  # noqa: S311
+    path = tmp_path / 'runs.db'
+    whole = _crowd(path, [Witness(path, f'whole-{n}') for n in range(CROWD)], durability, None)
+    cut = 0
+    for number in range(count(100)):
+        witnesses = [Witness(path, f'run-{number}-{n}') for n in range(CROWD)]
+        for _ in range(chance.randint(1, 3)):
+            _crowd(path, witnesses, durability, chance.uniform(0, whole))
+            assert integrity(path) == 'ok'
+            where = Counter(witness.look() for witness in witnesses)
+            cut += where['in a run'] > 0
+        anyio.run(_finish_crowd, path, witnesses)
+        assert {witness.look() for witness in witnesses} == {'after the end'}
+    assert cut >= count(100) // 2, 'too many of the kills missed the runs; the test is of no use like this'
+
+
+def _crowd(path: Path, witnesses: list[Witness], durability: str, moment: float | None) -> float:
+    """Let a child go on with the runs; kill it after so many seconds, or return how many it takes."""
+    logs = {witness.run_id: witness.log for witness in witnesses}
+    with child(finish_crowd, path, logs, durability) as (process, near):
+        assert heard(near) == 'begins'
+        if moment is None:
+            return heard(near)
+        time.sleep(moment)
+        process.kill()
+        process.join()
+        return moment
+
+
+async def _finish_crowd(path: Path, witnesses: list[Witness]) -> None:
+    """Finish the runs in this process and check what they came to."""
+    async with SqliteStore(path) as store, anyio.create_task_group() as tasks:
+
+        async def finish_one(witness: Witness) -> None:
+            assert await run_quick(store, witness.run_id, witness.log) == ANSWER
+
+        for witness in witnesses:
+            tasks.start_soon(finish_one, witness)
 
 
 async def _take_over(path: Path, hours: float) -> str:

@@ -221,8 +221,23 @@ def test_loop_that_ends_while_many_wait(backend: str):
 
 @pytest.mark.parametrize('backend', ['asyncio', 'trio'])
 def test_loops_are_not_kept(backend: str):
-    """Nothing keeps an event loop that has ended."""
+    """Nothing keeps an event loop that has ended, also while many waited."""
     loops: list[weakref.ref[object]] = []
+
+    async def wait(promise: Promise[None]) -> None:
+        stint = Stint()
+        stint.turns.gather(Basket(), promise)
+        while True:
+            await stint.ended(promise, stint.turns)
+            await checkpoint()
+            promise = Promise[None]()
+            stint.turns.gather(Basket(), promise)
+
+    async def crowd() -> None:
+        with anyio.move_on_after(0.02):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(50):
+                    tasks.start_soon(wait, Promise[None]())
 
     async def main() -> None:
         loop = asyncio.get_running_loop if backend == 'asyncio' else trio.lowlevel.current_trio_token
@@ -231,6 +246,7 @@ def test_loops_are_not_kept(backend: str):
             for _ in range(5):
                 tasks.start_soon(worked, Clock(), 0.1, 3)
                 tasks.start_soon(gather, Basket(), Stint())
+        await crowd()
 
     for _ in range(3):
         anyio.run(main, backend=backend)
