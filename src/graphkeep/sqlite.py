@@ -37,7 +37,8 @@ class SqliteStore(Store):
     - *Atomic and isolated*: every write is one transaction, and whoever reads sees the store as it is at one
       moment.
     - *Without blocking*: a commit is made on the event loop's own thread only if there is nothing to wait
-      for: no lock, no disk, no checkpoint. Otherwise a thread makes it, together with others that wait. The
+      for: no lock, no disk, no checkpoint; of many runs that go on side by side, in one transaction for all
+      that commit in one round of the loop. Otherwise a thread makes it, together with others that wait. The
       one exception is the first commit after *another* process has written the log back: SQLite itself has
       the disk take the beginning of the new one. A commit that was begun is finished whatever is cancelled,
       and it is known afterwards that it was.
