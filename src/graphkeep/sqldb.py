@@ -1,9 +1,9 @@
 """One SQLite file: its connections, its schema, and who writes when.
 
-A commit that finds the file free is made where it is asked for. Where many runs of an event loop go on side by
-side, what they commit in one round of it is gathered, and made there in one transaction at its end. What would
-have to wait, for a lock, for the disk or for a checkpoint, is queued, and a thread makes all that waits together
-in one transaction.
+A commit that finds the file free is made where it is asked for. Where many runs of an event loop go on side
+by side, what they commit in one round of it is gathered, and made there in one transaction at its end. What
+would have to wait, for a lock, for the disk or for a checkpoint, is queued, and a thread makes all that waits
+together in one transaction.
 """
 
 from __future__ import annotations
