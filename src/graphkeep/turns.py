@@ -191,8 +191,10 @@ class Turns:
         self._calls.append(func)
         if not self._called:
             self._called = True
-            with suppress(RuntimeError):  # the event loop has ended, and whoever waited in it
+            try:
                 soon(self._arrive)
+            except RuntimeError:  # the event loop has ended, and whoever waited in it
+                self._calls.clear()
 
     def _arrive(self) -> None:
         """Do what other threads have asked for."""
