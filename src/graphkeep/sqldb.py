@@ -43,8 +43,8 @@ _LOOK: Final = 64  # commits between two looks at how long the log is
 # Bytes of the log from which on it is written back into the file. Where the disk is waited for, a short one
 # pays, of which more is kept than is used: what is written over is on the disk sooner than what makes the log
 # longer.
-_LONG: Final = {False: 16 * 2**20, True: 2 * 2**20}
-_KEPT: Final = {False: 16 * 2**20, True: 8 * 2**20}
+_LONG: Final = {False: 32 * 2**20, True: 2 * 2**20}
+_KEPT: Final = {False: 32 * 2**20, True: 8 * 2**20}
 
 
 def _nothing() -> None:
