@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -32,6 +32,7 @@ from graphkeep import (
 from graphkeep.claims import Commitment
 from graphkeep.snapshots import now_utc
 from graphkeep.sqldb import Database
+from graphkeep.sqldisk import Disk
 from graphkeep.sqlrun import SqlRun
 from tests.backends.sqlfaults import Statements, failing, watch
 
@@ -523,6 +524,21 @@ async def test_starts_do_not_wait_for_the_disk(path: Path, monkeypatch: pytest.M
         with anyio.fail_after(10):
             assert await run_all(store, log) == {}
         await check_all(store, log)
+
+
+async def test_disk_is_asked_before_the_file_may_be_closed(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Who waits for the disk is known before anybody else may close the file, and the log with it."""
+    asked: list[bool] = []
+    real = Disk.await_disk
+
+    def await_disk(disk: Disk, *args: Any) -> None:
+        asked.append(cast(Any, store)._database._mutex.locked())
+        real(disk, *args)
+
+    monkeypatch.setattr(Disk, 'await_disk', await_disk)
+    async with SqliteStore(path, durability='full') as store:
+        assert await run_all(store, Log()) == {}
+    assert set(asked) == {True}
 
 
 async def test_disk_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch):
