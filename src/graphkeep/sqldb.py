@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 from .backend import LockBusy, TryAgain, Turn
-from .commit import Commit, Receipt
+from .commit import Receipt
 from .errors import GraphkeepError, LockTimeoutError, StorageError, another
 from .promise import Promise
 from .sqldisk import Disk
@@ -30,10 +30,10 @@ from .sqllog import WriteAheadLog
 from .sqlopen import open_file, ours, translated
 from .sqlreaders import Readers, roll_back
 from .sqlschema import APPLICATION_ID
-from .status import RELEASE
+from .sqlwrites import Stageable, Ticket, Told, Write, enter, tell
 from .turns import Turns
 
-__all__ = ('Database', 'Stageable')
+__all__ = ('Database',)
 
 T = TypeVar('T')
 
@@ -49,79 +49,6 @@ _KEPT: Final = {False: 32 * 2**20, True: 8 * 2**20}
 
 def _nothing() -> None:
     pass
-
-
-class Stageable(Protocol):
-    """A run, as far as its commits are written: one at a time, accepted before the next if it is made."""
-
-    def make(self, db: sqlite3.Connection, turn: Turn) -> Receipt:
-        """Open the turn, and write what its commit makes of the run, or refuse it before anything is written.
-
-        In a transaction, which it begins if there is none and one statement is not enough.
-        """
-        ...
-
-    def accept(self) -> None:
-        """Learn that the transaction was made."""
-        ...
-
-    @staticmethod
-    def settles(commit: Commit) -> bool:
-        """Whether a commit has to wait for the disk where the store is durable."""
-        ...
-
-
-class _Write(Promise[Receipt]):
-    """A commit that is made together with others."""
-
-    __slots__ = ('of', 'turn')
-
-    def __init__(self, run: Stageable, turn: Turn):
-        super().__init__()
-        self.of = run
-        self.turn = turn
-
-    def run(self, db: sqlite3.Connection) -> Receipt | GraphkeepError:
-        """Write it, or return why it is refused."""
-        try:
-            return self.of.make(db, self.turn)
-        except GraphkeepError as exc:
-            self.turn.fail(exc)
-            return exc
-
-    def made(self, receipt: Receipt) -> Receipt | Exception:
-        """Learn that the transaction was made; return what to tell whoever waits."""
-        try:
-            self.of.accept()
-            self.turn.settle(receipt)
-        except Exception as exc:  # which the others are not to hear of
-            return exc
-        return receipt
-
-    @property
-    def settles(self) -> bool:
-        """Whether it has to wait for the disk where the store is durable."""
-        return self.of.settles(self.turn.commit)
-
-
-class _Ticket(_Write):
-    """A commit that waits for a thread."""
-
-    __slots__ = ('until',)
-
-    def __init__(self, run: Stageable, turn: Turn, until: float):
-        super().__init__(run, turn)
-        self.until = until  # when to give up, where its turn cannot be entered
-
-    @property
-    def stores(self) -> bool:
-        """Whether it stores something: more than that a run is kept or given back."""
-        commit = self.turn.commit
-        return bool(commit.rows) or any(change.transition is not RELEASE for change in commit.changes)
-
-
-_Told: TypeAlias = deque[tuple[_Write, Receipt | BaseException]]
-_W = TypeVar('_W', bound=_Write)
 
 
 class Database:
@@ -143,7 +70,7 @@ class Database:
         self._mutex = threading.Lock()  # who may use the connection that writes
         self._writer: sqlite3.Connection | None = None
         self.readers = Readers(self.path, durable=self.durable)
-        self._queue: deque[_Ticket] = deque()
+        self._queue: deque[Ticket] = deque()
         self._queue_mutex = threading.Lock()
         self._draining = False  # whether a thread makes what waits
         self._idle = threading.Event()  # set unless that is so
@@ -255,15 +182,15 @@ class Database:
 
         What comes of it is `LockBusy` if anything would have to be waited for, and then nothing was done.
         """
-        write = _Write(run, turn)
+        write = Write(run, turn)
         turns.gather(self, write)
         return write
 
     def make_gathered(
-        self, gathered: Sequence[_Write], in_loop: Callable[[Callable[[], object]], object]
+        self, gathered: Sequence[Write], in_loop: Callable[[Callable[[], object]], object]
     ) -> None:
         """Make these commits here and now, in one transaction."""
-        told: _Told = deque((write, LockBusy()) for write in gathered)
+        told: Told = deque((write, LockBusy()) for write in gathered)
         interrupt: BaseException | None = None
         try:
             if self.ready and not self._draining and self._mutex.acquire(blocking=False):
@@ -272,14 +199,14 @@ class Database:
                 finally:
                     self._mutex.release()
         finally:
-            _tell(told)
+            tell(told)
         if interrupt is not None:
             raise interrupt
 
     def _write_here(
         self,
-        writes: Sequence[_Write],
-        told: _Told,
+        writes: Sequence[Write],
+        told: Told,
         in_loop: Callable[[Callable[[], object]], object],
     ) -> BaseException | None:
         """Make these commits, and then have it told what became of each; if none was made, do nothing.
@@ -289,10 +216,10 @@ class Database:
         db = self._writer
         if self._log_is_long(len(writes)) or db is None:
             return None
-        entered: list[_Write] = []
-        others: list[_Write] = []
+        entered: list[Write] = []
+        others: list[Write] = []
         try:
-            _enter(writes, entered, others)
+            enter(writes, entered, others)
             with translated(self.path, 'write'):
                 db.execute('BEGIN IMMEDIATE')
             outcomes, interrupt = self._commit(db, entered)
@@ -303,7 +230,7 @@ class Database:
             for write in entered:
                 write.turn.mutex.release()
         told.clear()
-        lasting: list[tuple[_Write, Receipt]] = []
+        lasting: list[tuple[Write, Receipt]] = []
         for write, outcome in zip(entered, outcomes, strict=True):
             if self.durable and isinstance(outcome, Receipt) and write.settles:
                 lasting.append((write, outcome))
@@ -313,16 +240,16 @@ class Database:
         if lasting:
             made = [write for write, _ in lasting]
 
-            def tell(outcomes: Sequence[Receipt | BaseException]) -> None:
+            def lasts(outcomes: Sequence[Receipt | BaseException]) -> None:
                 # those who have waited together go on together
-                in_loop(partial(_tell, deque(zip(made, outcomes, strict=True))))
+                in_loop(partial(tell, deque(zip(made, outcomes, strict=True))))
 
             # with the mutex in hand, so that the log is not closed before
-            self._disk.await_disk([receipt for _, receipt in lasting], tell)
+            self._disk.await_disk([receipt for _, receipt in lasting], lasts)
         return interrupt
 
     def _commit(
-        self, db: sqlite3.Connection, writes: Sequence[_Write]
+        self, db: sqlite3.Connection, writes: Sequence[Write]
     ) -> tuple[Sequence[Receipt | Exception], BaseException | None]:
         """Make these commits in the transaction that has begun, or raise, and none is made.
 
@@ -349,7 +276,7 @@ class Database:
 
     def queue(self, run: Stageable, turn: Turn) -> Promise[Receipt]:
         """Have one commit of a run made by a thread, together with others that wait."""
-        ticket = _Ticket(run, turn, self._until())
+        ticket = Ticket(run, turn, self._until())
         with self._queue_mutex:
             self._queue.append(ticket)
             if self._draining:
@@ -362,7 +289,7 @@ class Database:
     def _drain(self) -> None:
         while True:
             batch, made = self._waiting(), True
-            outcomes: Sequence[tuple[_Ticket, Receipt | BaseException | None]]
+            outcomes: Sequence[tuple[Ticket, Receipt | BaseException | None]]
             try:
                 outcomes = self._write_together(batch)
             except GraphkeepError as exc:  # not even begun
@@ -388,14 +315,14 @@ class Database:
             with suppress(GraphkeepError):
                 self._close_if_idle()
 
-    def _waiting(self) -> list[_Ticket]:
+    def _waiting(self) -> list[Ticket]:
         """Take what waits out of the queue."""
         with self._queue_mutex:
             waiting = list(self._queue)
             self._queue.clear()
             return waiting
 
-    def _resolve(self, outcomes: Sequence[tuple[_Ticket, Receipt | BaseException]]) -> None:
+    def _resolve(self, outcomes: Sequence[tuple[Ticket, Receipt | BaseException]]) -> None:
         """Tell whoever waits, once what was committed lasts."""
         synced = self._disk.synced([outcome for _, outcome in outcomes])
         with self._queue_mutex:
@@ -403,7 +330,7 @@ class Database:
         for (ticket, _), outcome in zip(outcomes, synced, strict=True):
             ticket.resolve(outcome)
 
-    def _write_together(self, batch: list[_Ticket]) -> list[tuple[_Ticket, Receipt | BaseException | None]]:
+    def _write_together(self, batch: list[Ticket]) -> list[tuple[Ticket, Receipt | BaseException | None]]:
         """Make these commits, and all that comes until they can be begun with.
 
         Return what became of each; `None` is to be tried again, for it was not its turn, such as that of the
@@ -413,10 +340,10 @@ class Database:
         with self._writing(until) as db:
             self._begin(db, until)
             batch += self._waiting()
-            entered: list[_Ticket] = []
-            others: list[_Ticket] = []
+            entered: list[Ticket] = []
+            others: list[Ticket] = []
             try:
-                _enter(batch, entered, others)
+                enter(batch, entered, others)
                 outcomes = self._commit_each(db, entered)
                 if any(ticket.stores for ticket in entered):
                     self._stay_open()
@@ -433,7 +360,7 @@ class Database:
             time.sleep(_WAIT[1])  # somebody else is at it, who is not waited for with the lock in hand
         return [*zip(entered, outcomes, strict=True), *waiting]
 
-    def _commit_each(self, db: sqlite3.Connection, tickets: Sequence[_Ticket]) -> list[Receipt | Exception]:
+    def _commit_each(self, db: sqlite3.Connection, tickets: Sequence[Ticket]) -> list[Receipt | Exception]:
         """Make these commits in the transaction that has begun; if it fails, each in one of its own."""
         try:
             return [*self._commit(db, tickets)[0]]
@@ -444,7 +371,7 @@ class Database:
                 ticket.turn.fail(exc)
             return [exc for _ in tickets]
 
-    def _commit_alone(self, db: sqlite3.Connection, ticket: _Ticket) -> list[Receipt | Exception]:
+    def _commit_alone(self, db: sqlite3.Connection, ticket: Ticket) -> list[Receipt | Exception]:
         try:
             self._begin(db, self._until())
         except GraphkeepError as exc:
@@ -576,23 +503,6 @@ class Database:
                     raise LockTimeoutError(str(self.path), self.busy_timeout) from None
             time.sleep(wait)
             wait = min(wait * 1.5, _WAIT[1])
-
-
-def _tell(told: _Told) -> None:
-    """Tell all of them; whatever interrupts that, nobody may wait for ever."""
-    try:
-        while told:
-            write, outcome = told.popleft()
-            write.resolve(outcome)
-    finally:
-        if told:
-            _tell(told)
-
-
-def _enter(writes: Sequence[_W], entered: list[_W], others: list[_W]) -> None:
-    """Enter the turns of these writes, and sort out whose turn it is not."""
-    for write in writes:
-        (entered if write.turn.mutex.acquire(blocking=False) else others).append(write)
 
 
 def _begin_log_anew(db: sqlite3.Connection) -> None:
