@@ -275,16 +275,12 @@ def test_one_event_loop_after_another(path: Path, backend: str):
 # ------------------------------------------------------------------------------------------------ what fails
 
 
-@pytest.mark.parametrize('number', [1, 2, 3, 5, 8, 21, 55, 144, 300, 600])
-async def test_statement_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
-    """If a statement of a round fails nothing of it is made, and a thread makes what can be made."""
+async def check_failure(
+    path: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[[int, str], None]
+) -> None:
+    """Check that nothing of a round that fails is made, and that a thread makes what can be made."""
     statements = watch(monkeypatch)
     rounds, log = Rounds(monkeypatch, statements), Log()
-
-    def fail(count: int, sql: str) -> None:
-        if count == number:
-            raise failing(sqlite3.SQLITE_FULL, 'database or disk is full')
-
     rounds.hook = fail
     async with SqliteStore(path) as store:
         assert await run_all(store, log) == {}
@@ -292,11 +288,20 @@ async def test_statement_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch,
     assert rounds.sizes.count(0) >= 1
 
 
+@pytest.mark.parametrize('number', [1, 2, 3, 5, 8, 21, 55, 144, 300, 600])
+async def test_statement_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
+    """If a statement fails, none of its round counts."""
+
+    def fail(count: int, sql: str) -> None:
+        if count == number:
+            raise failing(sqlite3.SQLITE_FULL, 'database or disk is full')
+
+    await check_failure(path, monkeypatch, fail)
+
+
 @pytest.mark.parametrize('number', [1, 2, 3, 9])
 async def test_commit_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
     """The same, if it is the transaction itself that cannot be made."""
-    statements = watch(monkeypatch)
-    rounds, log = Rounds(monkeypatch, statements), Log()
     commits = 0
 
     def fail(count: int, sql: str) -> None:
@@ -305,11 +310,7 @@ async def test_commit_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch, nu
         if sql == 'COMMIT' and commits == number:
             raise failing(sqlite3.SQLITE_IOERR, 'disk I/O error')
 
-    rounds.hook = fail
-    async with SqliteStore(path) as store:
-        assert await run_all(store, log) == {}
-        await check_all(store, log)
-    assert rounds.sizes.count(0) >= 1
+    await check_failure(path, monkeypatch, fail)
 
 
 @pytest.mark.parametrize('where', ['accept', 'settle'])
