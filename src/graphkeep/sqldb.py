@@ -8,11 +8,9 @@ together in one transaction.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +21,11 @@ from typing import Final, TypeVar
 
 from .backend import LockBusy, TryAgain, Turn
 from .commit import Receipt
-from .errors import GraphkeepError, LockTimeoutError, StorageError, another
+from .errors import CorruptSnapshotError, GraphkeepError, LockTimeoutError, StorageError, another
 from .promise import Promise
 from .sqldisk import Disk
-from .sqllog import WriteAheadLog
+from .sqlfork import remaining, watch
+from .sqllog import DELETED, WriteAheadLog
 from .sqlopen import open_file, ours, translated
 from .sqlreaders import Readers, roll_back
 from .sqlschema import APPLICATION_ID
@@ -62,7 +61,7 @@ class Database:
         self.durable = durable
         self.busy_timeout = busy_timeout
         self._begin_anew()
-        _databases.add(self)
+        watch(self)
 
     def _begin_anew(self) -> None:
         self.ready = False
@@ -84,11 +83,6 @@ class Database:
         self._commits = 0
         self._long = False
         self._log: WriteAheadLog | None = None
-
-    def forked(self) -> None:
-        """Leave the connections, which are the parent's, and begin anew."""
-        _parents.extend([self._writer, *self.readers.connections()])
-        self._begin_anew()
 
     # ------------------------------------------------------------------------------------------ one commit
 
@@ -144,6 +138,9 @@ class Database:
         if self._commits < _LOOK:
             return self._long
         self._commits = 0
+        if self._log_is_gone:
+            self.ready = False  # so that no more is made here
+            return True
         if self._log is not None and self._log.reaches(_LONG[self.durable]):
             if self._backed.is_set():
                 self._backed.clear()
@@ -151,6 +148,15 @@ class Database:
             elif self._log.reaches(2 * _LONG[self.durable]):
                 self._long = True
         return self._long
+
+    @property
+    def _log_is_gone(self) -> bool:
+        return self._log is not None and self._log.is_gone
+
+    def _without_log(self) -> CorruptSnapshotError:
+        return CorruptSnapshotError(
+            str(self.path), f'is damaged: {DELETED}, and what was committed since may be lost'
+        )
 
     def _write_back(self) -> None:
         """Write the log back while others go on writing, then what they added, and begin it anew.
@@ -436,16 +442,53 @@ class Database:
         with self._mutex, translated(self.path, 'close'):
             if self._syncing or self._disk.busy or not (self._idle.is_set() and self._backed.is_set()):
                 return False
-            self.ready, self._shut = False, True
+            self._shut, gone = True, self._log_is_gone
             self.readers.close()
             self._disk.rest()
-            log, self._log, self._disk.log = self._log, None, None
-            if log is not None:
-                log.close()
-            writer, self._writer = self._writer, None
-            if writer is not None:
-                writer.close()
+            self._close_writer()
+        if gone:
+            raise self._without_log()
         return True
+
+    def _close_writer(self) -> None:
+        self.ready = False
+        log, self._log, self._disk.log = self._log, None, None
+        if log is not None:
+            log.close()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    # ---------------------------------------------------------------------------------------------- a fork
+
+    def pause(self, until: float) -> bool:
+        """Close every connection, and keep everybody from opening one, until `resume`.
+
+        What was made before lasts as it was told to.
+        """
+        if not self._mutex.acquire(timeout=remaining(until)):
+            return False
+        if self._backed.wait(remaining(until)) and self.readers.pause(until):
+            try:
+                self._disk.sync()  # for whoever waits for that
+                with translated(self.path, 'close'):
+                    self._close_writer()
+                return True
+            except (OSError, GraphkeepError, LockBusy):
+                self.readers.resume()
+        self._mutex.release()
+        return False
+
+    def resume(self) -> None:
+        """Let connections be opened again."""
+        self.readers.resume()
+        self._mutex.release()
+
+    def forked(self, *, closed: bool) -> None:
+        """Begin anew in a child; what is open is the parent's."""
+        if not closed:
+            _parents.extend([self._writer, *self.readers.connections()])
+        self._begin_anew()
 
     @contextmanager
     def _writing(self, until: float) -> Generator[sqlite3.Connection]:
@@ -458,6 +501,8 @@ class Database:
             raise LockTimeoutError(str(self.path), self.busy_timeout)
         try:
             db = self._connected(until)
+            if self._log_is_gone:
+                raise self._without_log()
             self._log_is_long()
             yield db
         finally:
@@ -513,14 +558,4 @@ def _begin_log_anew(db: sqlite3.Connection) -> None:
         db.execute(f'PRAGMA application_id = {APPLICATION_ID}')  # as it is
 
 
-_databases: weakref.WeakSet[Database] = weakref.WeakSet()
-_parents: list[object] = []  # a parent's connections: to close them here would be to meddle with its locks
-
-
-def _after_fork() -> None:
-    for database in tuple(_databases):
-        database.forked()
-
-
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_after_fork)
+_parents: Final[list[object]] = []  # a parent's connections, which are not to be closed here

@@ -139,5 +139,5 @@ class Disk:
         Raises:
             OSError: if that cannot be relied on.
         """
-        if self.log is not None:
-            self.log.sync()
+        if (log := self.log) is not None:  # which may be closed meanwhile
+            log.sync()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -144,13 +145,11 @@ class SqliteStore(Store):
         return trimmed
 
     def _list(self, query: RunQuery) -> list[RunInfo]:
-        with self._database.readers.reading() as db:
-            infos = self._found(db, query)
-            if query.limit is None:
-                return list(infos)
-            return [info for _, info in zip(range(query.limit), infos, strict=False)]
+        # closed before the connection is given back: a statement that has not ended keeps the file open
+        with self._database.readers.reading() as db, closing(self._found(db, query)) as infos:
+            return list(islice(infos, query.limit))
 
-    def _found(self, db: sqlite3.Connection, query: RunQuery) -> Iterator[RunInfo]:
+    def _found(self, db: sqlite3.Connection, query: RunQuery) -> Generator[RunInfo]:
         now = self.clock()
         statuses = None if query.statuses is None else sorted(query.statuses)
         values = {

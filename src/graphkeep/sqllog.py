@@ -5,14 +5,18 @@ See https://sqlite.org/fileformat2.html#the_write_ahead_log for its format.
 
 from __future__ import annotations
 
+import errno
 import os
+import weakref
 from pathlib import Path
 from typing import Final
 
 from .directories import sync_directory
 from .errors import another
 
-__all__ = ('WriteAheadLog',)
+__all__ = ('DELETED', 'WriteAheadLog')
+
+DELETED: Final = 'its write-ahead log was deleted while it was in use'
 
 _HEADER: Final = 32  # bytes, of the log; in them:
 _PAGE_SIZE: Final = slice(8, 12)
@@ -38,6 +42,9 @@ class WriteAheadLog:
         if sync_name:
             sync_directory(os.path.dirname(self.path))
         self._file = os.open(self.path, os.O_RDWR | getattr(os, 'O_BINARY', 0))
+        weakref.finalize(self, os.close, self._file)  # for a thread may be in `sync` until then
+        self._was_there = os.fstat(self._file).st_nlink > 0  # not every file system tells
+        self._closed = False
         self._doubtful: OSError | None = None  # why what is in it may not be on the disk
 
     def reaches(self, size: int) -> bool:
@@ -57,21 +64,30 @@ class WriteAheadLog:
         os.lseek(self._file, at, os.SEEK_SET)  # not every system has `pread`
         return os.read(self._file, size)
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether somebody has deleted it, and with it all that is written to it from then on."""
+        return self._was_there and os.fstat(self._file).st_nlink == 0 and not self._closed
+
     def sync(self) -> None:
-        """Wait until what is in it is on the disk.
+        """Wait until what is in it is on the disk; not any more when it is closed.
 
         Raises:
             OSError: if that cannot be relied on, this time or since.
         """
+        if self._closed:
+            return
         if self._doubtful is not None:
             # the system says once that something is not on the disk, and then no more
             raise another(self._doubtful)
         try:
+            if self.is_gone:
+                raise OSError(errno.ENOENT, DELETED)
             getattr(os, 'fdatasync', os.fsync)(self._file)
         except OSError as exc:
             self._doubtful = exc
             raise
 
     def close(self) -> None:
-        """Look at it no more."""
-        os.close(self._file)
+        """Look at it no more; to be called when all in it is on the disk, before its connection is closed."""
+        self._closed = True

@@ -13,6 +13,7 @@ from typing import Final
 from .backend import LockBusy
 from .directories import make_directory
 from .errors import CorruptSnapshotError, StorageError, UnusableStoreError
+from .sqlfork import refuse_carried
 from .sqlschema import APPLICATION_ID, MIGRATIONS, STEP_ENDS
 
 __all__ = ('damaged', 'open_file', 'ours', 'translated')
@@ -48,6 +49,7 @@ def open_file(path: Path, *, durable: bool = False) -> sqlite3.Connection:
         needed = '.'.join(map(str, _OLDEST))
         found = f'this Python has SQLite {sqlite3.sqlite_version}, and a store needs {needed} or newer'
         raise StorageError(str(path), 'open', OSError(errno.ENOSYS, found))
+    refuse_carried(path)
     _make(path, durable=durable)
     db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     db.text_factory = _decoded

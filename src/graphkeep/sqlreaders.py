@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .sqlfork import remaining
 from .sqlopen import open_file, translated
 
 __all__ = ('Readers', 'roll_back')
@@ -21,6 +22,7 @@ class Readers:
         self._durable = durable
         # by the thread itself: its number may be another one's as soon as it has ended
         self._readers: dict[threading.Thread, _Reader] = {}
+        self._opening = threading.Lock()  # who may open one
 
     def ready(self, thread: threading.Thread) -> bool:
         """Whether this thread has a connection that nobody is using, so that there is nothing to wait for."""
@@ -47,7 +49,7 @@ class Readers:
         reader = self._reader(thread)
         with reader.mutex:
             if (db := reader.db) is None:
-                with translated(self._path, 'read'):
+                with self._opening, translated(self._path, 'read'):
                     db = reader.db = open_file(self._path, durable=self._durable)
             yield db
 
@@ -56,6 +58,24 @@ class Readers:
         for reader in list(self._readers.values()):
             reader.close()
 
+    def pause(self, until: float) -> bool:
+        """Close every connection, and keep everybody from opening one, until `resume`.
+
+        Returns:
+            Whether that was so by the given moment; if not, they can be opened.
+        """
+        if not self._opening.acquire(timeout=remaining(until)):
+            return False
+        # one that is not open stays so, whoever has it in hand
+        if all(reader.close(until) for reader in list(self._readers.values()) if reader.db is not None):
+            return True
+        self._opening.release()
+        return False
+
+    def resume(self) -> None:
+        """Let connections be opened again."""
+        self._opening.release()
+
     def connections(self) -> list[sqlite3.Connection | None]:
         """Return the connections."""
         return [reader.db for reader in list(self._readers.values())]
@@ -63,8 +83,9 @@ class Readers:
     def _reader(self, thread: threading.Thread) -> _Reader:
         if (reader := self._readers.get(thread)) is None:
             for gone in [thread for thread in list(self._readers) if not thread.is_alive()]:
-                if (reader := self._readers.pop(gone, None)) is not None:  # another thread may be faster
+                if (reader := self._readers.get(gone)) is not None:  # another thread may be faster
                     reader.close()
+                    self._readers.pop(gone, None)
             reader = self._readers.setdefault(thread, _Reader())
         return reader
 
@@ -76,11 +97,17 @@ class _Reader:
         self.mutex = threading.Lock()
         self.db: sqlite3.Connection | None = None
 
-    def close(self) -> None:
-        with self.mutex:
-            db, self.db = self.db, None
-            if db is not None:
-                db.close()
+    def close(self, until: float | None = None) -> bool:
+        """Close it when nobody uses it; unless that is later than the given moment."""
+        if not self.mutex.acquire(timeout=-1 if until is None else remaining(until)):
+            return False
+        try:
+            if self.db is not None:
+                self.db.close()  # it counts as open until it is closed
+                self.db = None
+            return True
+        finally:
+            self.mutex.release()
 
 
 def roll_back(db: sqlite3.Connection) -> None:

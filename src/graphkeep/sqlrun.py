@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, cast
@@ -17,6 +18,7 @@ from .errors import GraphkeepError
 from .promise import Promise
 from .runinfo import run_status
 from .sqldb import Database
+from .sqlopen import damaged
 from .sqlstep import CHANGE_RUN, dump_in_hand, end_step, holder_values, is_new, step_values, write_step
 from .sqlview import COLUMNS, IN_HAND, SqlView, bodiless, bound, read_all, stamp, view_run
 from .turns import Turns
@@ -99,11 +101,12 @@ class SqlRun(RunBackend):
         hand.
         """
         now = self.clock()
-        view, self._view = self._view, None
+        view, self._view, certain = self._view, None, False
         if view is not None:
             view.db = db
         while True:
             if fresh := view is None:
+                certain = db.in_transaction
                 view = view_run(self.run_id, db)
             try:
                 applied = apply(view, commit, now)
@@ -120,7 +123,11 @@ class SqlRun(RunBackend):
                 elif fresh:
                     self._staged = view
                     return applied.receipt
+            if fresh and certain:  # with the lock in hand
+                raise damaged(f'the row of run {self.run_id!r} cannot be written')
             view = None  # somebody else has written, or may have
+            if not db.in_transaction:
+                db.execute('BEGIN IMMEDIATE')
 
     def accept(self) -> None:
         """Learn that the transaction was made."""
@@ -217,12 +224,11 @@ def _run_values(view: SqlView) -> tuple[Any, ...]:
 def begin_run(db: sqlite3.Connection, run_id: str, about: About, values: tuple[Any, ...]) -> int | None:
     """Write the first row of a run; return its number, or `None` if there is one with this id."""
     parent, parent_seq = about.parent or (None, None)
-    cursor = db.execute(
-        _BEGIN_RUN, (run_id, bound(about.graph), stamp(about.created), parent, parent_seq, *values)
-    )
-    if not cursor.rowcount:
-        return None
-    run = cast(int, cursor.lastrowid)
+    began = run_id, bound(about.graph), stamp(about.created), parent, parent_seq, *values
+    with closing(db.execute(_BEGIN_RUN, began)) as cursor:
+        if not cursor.rowcount:
+            return None
+        run = cast(int, cursor.lastrowid)
     db.executemany(_ADD_TAG, [(run, tag) for tag in about.tags])
     return run
 

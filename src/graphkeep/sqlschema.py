@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ('APPLICATION_ID', 'END_STEP', 'MIGRATIONS', 'STEP_ENDS')
+__all__ = ('APPLICATION_ID', 'CHANGED', 'END_STEP', 'MIGRATIONS', 'STEP_ENDS')
 
 APPLICATION_ID: Final = 0x67726B70
 """Tells a store from other applications' databases (`grkp`)."""
@@ -73,6 +73,8 @@ _VERSION_1: Final = (
 MIGRATIONS: Final = (_VERSION_1,)
 """The statements that lead from each version to the next; `user_version` is how many were made."""
 
+CHANGED: Final = 'graphkeep: somebody else has written'
+
 STEP_ENDS: Final = (
     # What ends a step, in one statement: six calls of SQLite cost as much as what is done in them. This is
     # each connection's own, and not in the file.
@@ -84,13 +86,13 @@ STEP_ENDS: Final = (
         NULL AS attempts, NULL AS ended,
         NULL AS id, NULL AS node_id, NULL AS kind, NULL AS state, NULL AS node
     """,
-    """
+    f"""
     CREATE TEMP TRIGGER end_step INSTEAD OF INSERT ON step_ends BEGIN
         UPDATE runs SET
             version = version + 1, status = NEW.status, steps = NEW.steps, updated = NEW.updated,
             fence = NEW.fence, owner = NEW.owner, expires = NEW.expires, in_hand = NEW.in_hand
         WHERE run = NEW.run AND version = NEW.version;
-        SELECT RAISE(ABORT, 'somebody else has written') WHERE changes() = 0;
+        SELECT RAISE(ABORT, '{CHANGED}') WHERE changes() = 0;
         UPDATE steps SET
             status = NEW.ended_status, start_ts = NEW.start_ts, duration = NEW.duration,
             attempt = NEW.attempt, owner = NEW.ended_owner, attempts = NEW.attempts
@@ -102,7 +104,7 @@ STEP_ENDS: Final = (
             last_insert_rowid()
         );
     END
-    """,
+    """,  # noqa: S608 -- of constants
 )
 """The statements that make `END_STEP` possible in a connection."""
 
@@ -111,5 +113,5 @@ END_STEP: Final = (
 )
 """What ends a step: the row of the run, the step that ended and its number, and what comes next.
 
-Raises `IntegrityError` with `SQLITE_CONSTRAINT_TRIGGER` if the row of the run has another version.
+Raises `IntegrityError` with the message `CHANGED` if the row of the run has another version.
 """

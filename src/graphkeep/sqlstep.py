@@ -22,7 +22,7 @@ from .claims import Commitment
 from .codec import Body
 from .commit import Attempt, Ownership, Receipt, Row, StatusChange, StepRecord, quick, span
 from .jsonrun import dump_attempts, dump_owner, is_plain
-from .sqlschema import END_STEP
+from .sqlschema import CHANGED, END_STEP
 from .sqlview import SqlView, bound, end_stamp, stamp
 from .status import START, SUCCEED
 
@@ -155,7 +155,7 @@ def end_step(db: sqlite3.Connection, values: tuple[Any, ...], comes: StepRecord,
     try:
         db.execute(END_STEP, (*values, bound(comes.id), bound(comes.node_id), comes.kind, *body))
     except sqlite3.IntegrityError as exc:
-        if exc.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+        if str(exc) != CHANGED:
             raise
         return False
     return True

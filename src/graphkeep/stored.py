@@ -159,12 +159,12 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         together: Turns | None = None
         if stint.is_over:
             turns = stint.turns
-            if inline and backend.gathers(turns):
+            if not commit.must_land and not (inline and backend.gathers(turns)):
+                await stint.give_way()
+            if inline and backend.gathers(turns):  # asked again, for by now there may be many
                 together = turns
                 if turns.on_trio and not commit.must_land:
                     await checkpoint_if_cancelled()
-            elif not commit.must_land:
-                await stint.give_way()
         if inline:
             try:
                 made = backend.write(turn) if together is None else backend.gather(turn, together)

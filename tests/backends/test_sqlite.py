@@ -488,6 +488,27 @@ async def test_snapshots_that_stay(path: Path):
         assert len(await store.history('run')) == 3
 
 
+@pytest.mark.parametrize(
+    'trigger, run_id, problem',
+    [
+        ("AFTER INSERT ON steps BEGIN SELECT RAISE(ABORT, 'no')", 'begun', 'could not write .*: no'),
+        ("AFTER INSERT ON steps BEGIN SELECT RAISE(ABORT, 'no')", 'new', 'could not write .*: no'),
+        ('BEFORE UPDATE ON runs BEGIN SELECT RAISE(IGNORE)', 'begun', 'is damaged .*cannot be written'),
+        ('BEFORE INSERT ON runs BEGIN SELECT RAISE(IGNORE)', 'new', 'is damaged .*cannot be written'),
+    ],
+)
+async def test_rows_that_are_refused(path: Path, trigger: str, run_id: str, problem: str):
+    """What the file itself refuses is reported, and not tried for ever, with others kept from writing."""
+    async with SqliteStore(path) as store:
+        await graph.initialize(Count(), persistence=store.run('begun'), state=Tally())
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute(f'CREATE TRIGGER refuse {trigger}; END')
+            with pytest.raises((StorageError, CorruptSnapshotError), match=problem):
+                await finish(store, run_id)
+            other.execute('DROP TRIGGER refuse')
+        assert await finish(store, 'other') == [1, 2, 3]
+
+
 # ------------------------------------------------------------------------------------------- a failing disk
 
 

@@ -484,7 +484,7 @@ async def test_nobody_goes_on_before_the_disk(path: Path, monkeypatch: pytest.Mo
 
     def reach(run_id: str, number: int) -> None:
         if number == 7 and not slow.is_set():
-            monkeypatch.setattr('graphkeep.sqldb.os.fdatasync', fdatasync)
+            monkeypatch.setattr('graphkeep.sqllog.os.fdatasync', fdatasync)
             slow.set()
         if slow.is_set() and not go.is_set():
             ran[run_id] += 1
@@ -514,14 +514,14 @@ async def test_starts_do_not_wait_for_the_disk(path: Path, monkeypatch: pytest.M
 
     def reach(run_id: str, number: int) -> None:
         if log.ran.total() == RUNS:
-            monkeypatch.setattr('graphkeep.sqldb.os.fdatasync', real)
+            monkeypatch.setattr('graphkeep.sqllog.os.fdatasync', real)
             go.set()
 
     async with SqliteStore(path, durability='full') as store:
         for number in range(RUNS):
             await graph.initialize(Go(), store.run(f'run-{number}'), state=Trail())
         log.reach = reach
-        monkeypatch.setattr('graphkeep.sqldb.os.fdatasync', fdatasync)
+        monkeypatch.setattr('graphkeep.sqllog.os.fdatasync', fdatasync)
         with anyio.fail_after(10):
             assert await run_all(store, log) == {}
         await check_all(store, log)
@@ -551,7 +551,7 @@ async def test_disk_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def reach(run_id: str, number: int) -> None:
         if number == 7:
-            monkeypatch.setattr('graphkeep.sqldb.os.fdatasync', fdatasync)
+            monkeypatch.setattr('graphkeep.sqllog.os.fdatasync', fdatasync)
 
     log.reach = reach
     async with SqliteStore(path, durability='full') as store:

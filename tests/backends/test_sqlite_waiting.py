@@ -227,7 +227,7 @@ async def test_doubts_of_their_own(path: Path, monkeypatch: pytest.MonkeyPatch):
 
     async with SqliteStore(path, durability='full') as store:
         await begin(store, 'run')
-        monkeypatch.setattr('graphkeep.sqldb.os.fdatasync', fdatasync)
+        monkeypatch.setattr('graphkeep.sqllog.os.fdatasync', fdatasync)
         causes: list[BaseException | None] = []
         for number in range(4):
             with pytest.raises(StorageError) as caught:

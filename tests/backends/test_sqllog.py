@@ -98,3 +98,31 @@ def test_none(tmp_path: Path) -> None:
     """Where there is no log that is said."""
     with pytest.raises(FileNotFoundError):
         WriteAheadLog(tmp_path / 'a.db')
+
+
+@pytest.mark.parametrize('tells', [True, False])
+def test_log_that_is_gone(
+    db: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tells: bool
+) -> None:
+    """It says so, where the file system tells how many names a file has; not of one that was closed."""
+    real = os.fstat
+
+    def fstat(fd: int) -> os.stat_result:
+        status = list(real(fd))
+        if not tells:
+            status[3] = 0
+        return os.stat_result(status)
+
+    monkeypatch.setattr(os, 'fstat', fstat)
+    write(db, 1)
+    log = WriteAheadLog(tmp_path / 'a.db')
+    log.sync()
+    assert not log.is_gone
+    os.unlink(log.path)
+    assert log.is_gone is tells
+    if tells:
+        with pytest.raises(FileNotFoundError, match='deleted while it was in use'):
+            log.sync()
+    log.close()
+    assert not log.is_gone
+    log.sync()
