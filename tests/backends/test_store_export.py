@@ -312,6 +312,9 @@ GARBAGE: dict[str, Any] = {
     'no node': GOOD.replace('"node": {', '"edge": {'),
     'a time that is none': GOOD.replace('2025-11-05T10', 'yesterday'),
     'a time before all times': GOOD.replace('2025-11-05T10:00:00.123456Z', '0001-01-01T00:00:00+14:00'),
+    'a duration that is no number': GOOD.replace('0.25', 'NaN'),
+    'an endless duration': GOOD.replace('0.25', 'Infinity'),
+    'a duration beyond all numbers': GOOD.replace('0.25', '1e999'),
     'an end after all times': ENDED.replace('2025-11-05T10:00:01Z', '9999-12-31T23:59:59-14:00'),
     'only parts': json.dumps([part('task'), part('join'), part('image')]),
     'not UTF-8': GOOD.encode().replace(b'success', b'succ\xff\xff'),
@@ -385,7 +388,7 @@ async def test_the_first_and_the_last_moment(store: Store):
     assert await finish(store.run('run')) == ANSWER
 
 
-@pytest.mark.parametrize('duration', ['Infinity', '-Infinity', 'NaN', '1e300', '1e12'])
+@pytest.mark.parametrize('duration', ['1e300', '-1e300', '1e12'])
 async def test_endless_durations(store: Store, duration: str):
     """How long a step took may be told wrongly: the run is listed all the same."""
     data = json.dumps(of_one('success', 'created')).replace('0.25', duration)
