@@ -151,16 +151,25 @@ def dump_members(record: StepRecord, ownership: Ownership = UNOWNED, about: Abou
 
 
 def dump_run(rows: Iterable[Row], about: About | None = None, *, indent: int | None = None) -> bytes:
-    """Return the JSON array of a whole run."""
-    elements: list[bytes] = []
+    """Return the JSON array of a whole run, of which one snapshot at a time is taken apart to indent it."""
+    texts: list[bytes] = []
     for row in rows:
-        elements.append(render(row.record, row.body, about=about))
+        text = render(row.record, row.body, about=about)
+        texts.append(text if indent is None else _indented(text, indent))
         about = None
-    compact = b'[' + b','.join(elements) + b']'
-    if indent is None:
-        return compact
-    text = json.dumps(json.loads(compact), indent=indent, ensure_ascii=False)
-    return text.encode(errors='backslashreplace')  # a lone surrogate is written as JSON escapes it
+    if not texts:
+        return b'[]'
+    # not around what is joined: all of it would be copied, and every other thread waits for that
+    texts[0] = b'[' + texts[0]
+    texts[-1] += b']' if indent is None else b'\n]'
+    return b','.join(texts)
+
+
+def _indented(text: bytes, indent: int) -> bytes:
+    """Return a JSON object as it is indented within an array, line break first."""
+    array = json.dumps([json.loads(text)], indent=indent, ensure_ascii=False)
+    # a lone surrogate is written as JSON escapes it
+    return array[1:-2].encode(errors='backslashreplace')
 
 
 def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:

@@ -118,6 +118,54 @@ async def test_forms(store: Store):
         assert await finish(store.run(str(number))) == ANSWER
 
 
+ODD: dict[str, list[Any]] = {
+    'empty': [{}, [], '', [[]], {'': {}}],
+    'numbers': [1e5, 1e-7, -0.0, 10**30, 0.1, True, None],
+    'texts': ['größer', '😀', '\ud800', '\0', '"\\/', '\u2028', '],\n  ['],
+}
+"""What there is several ways to write of in JSON."""
+
+
+@pytest.mark.parametrize('indent', [0, 1, 2, 7])
+@pytest.mark.parametrize('snapshots', [1, 2, 3])
+async def test_indented(store: Store, snapshots: int, indent: int):
+    """What is indented is what Python's own writer makes of the whole, byte for byte."""
+    rows = of_one('success', 'success', 'created')[:snapshots]
+    ours = {'tags': ['größer'], 'attempt': 0}
+    data = json.dumps([{**row, 'state': {**ODD, 'row': number}} for number, row in enumerate(rows)])
+    await store.import_run(data.replace('"kind"', f'"graphkeep": {json.dumps(ours)}, "kind"'), run_id='run')
+    plain = json.loads(await store.export('run'))
+    assert plain[-1]['state'] == {**ODD, 'row': snapshots - 1}
+    whole = json.dumps(plain, indent=indent, ensure_ascii=False).encode(errors='backslashreplace')
+    assert await store.export('run', indent=indent) == whole
+
+
+@pytest.mark.parametrize('indent', [None, 2])
+def test_nothing_indented(indent: int | None):
+    """A history without a snapshot is an empty array."""
+    full: Any = FullStatePersistence()
+    full.set_graph_types(count_up)
+    assert full.dump_json(indent=indent) == b'[]'
+
+
+@pytest.mark.both_backends
+async def test_one_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """However long a run is, of its snapshots one at a time is taken apart to be indented."""
+    await begin(store, 'run', steps=4)
+    longest, read = 0, json.loads
+
+    def noting(text: bytes) -> Any:
+        nonlocal longest
+        longest = max(longest, len(text))
+        return read(text)
+
+    exported = await store.export('run')
+    monkeypatch.setattr(json, 'loads', noting)
+    await store.export('run', indent=2)
+    monkeypatch.undo()
+    assert 0 < longest < len(exported) / 3
+
+
 async def test_lone_surrogates(store: Store):
     """What no UTF-8 can hold, in what an exception says, comes out and in all the same."""
     await begin(store, 'run')
