@@ -156,6 +156,10 @@ class RunBackend(ABC):
     def rows(self) -> Sequence[Row]:
         """Return every row, oldest first."""
 
+    def records(self) -> Sequence[Row]:
+        """Return every row, oldest first; all but tasks may be without their bodies."""
+        return self.rows()
+
 
 class RunView(Protocol):
     """What has to be known of a run to tell what a commit makes of it."""

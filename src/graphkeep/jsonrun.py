@@ -10,17 +10,43 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast, get_args
 
 from pydantic_core import PydanticSerializationError, to_json
 
 from .codec import Body
-from .commit import NAMELESS, UNOWNED, About, Attempt, Kind, Owner, Ownership, Row, StepError, StepRecord
+from .commit import (
+    NAMELESS,
+    UNOWNED,
+    About,
+    Attempt,
+    Kind,
+    Outcome,
+    Owner,
+    Ownership,
+    Row,
+    StepError,
+    StepRecord,
+)
 from .errors import CorruptSnapshotError
+from .jsonmembers import (
+    MANY,
+    WRONG,
+    as_count,
+    as_list,
+    as_moment,
+    as_name,
+    as_object,
+    as_seconds,
+    as_text,
+    member,
+    number,
+    one_of,
+)
 from .names import check_run_id, check_tags
-from .status import SnapshotStatus
+from .status import SnapshotStatus, TaskStatus
 
 __all__ = (
     'Element',
@@ -44,9 +70,9 @@ _KNOWN: Final = frozenset(
     {'state', 'node', 'result', 'start_ts', 'ts', 'duration', 'status', 'kind', 'id', _OURS}
 )
 _OWNER_FIELDS: Final = tuple(field.name for field in fields(Owner))
-_STATUSES: Final = frozenset((*get_args(SnapshotStatus), 'cancelled'))
+_STATUSES: Final[frozenset[TaskStatus]] = frozenset((*get_args(SnapshotStatus), 'cancelled'))
 _KINDS: Final = frozenset(get_args(Kind))
-_MANY: Final = 2**53  # beyond it a float is not exact
+_OUTCOMES: Final[frozenset[Outcome]] = frozenset(get_args(Outcome))
 _WHITESPACE: Final = re.compile(r'[ \t\n\r]*')
 # integers as floats: ours are small, and those of the states, however long, are not looked at
 _DECODER: Final = json.JSONDecoder(parse_int=float)
@@ -125,16 +151,25 @@ def dump_members(record: StepRecord, ownership: Ownership = UNOWNED, about: Abou
 
 
 def dump_run(rows: Iterable[Row], about: About | None = None, *, indent: int | None = None) -> bytes:
-    """Return the JSON array of a whole run."""
-    elements: list[bytes] = []
+    """Return the JSON array of a whole run, of which one snapshot at a time is taken apart to indent it."""
+    texts: list[bytes] = []
     for row in rows:
-        elements.append(render(row.record, row.body, about=about))
+        text = render(row.record, row.body, about=about)
+        texts.append(text if indent is None else _indented(text, indent))
         about = None
-    compact = b'[' + b','.join(elements) + b']'
-    if indent is None:
-        return compact
-    text = json.dumps(json.loads(compact), indent=indent, ensure_ascii=False)
-    return text.encode(errors='backslashreplace')  # a lone surrogate is written as JSON escapes it
+    if not texts:
+        return b'[]'
+    # not around what is joined: all of it would be copied, and every other thread waits for that
+    texts[0] = b'[' + texts[0]
+    texts[-1] += b']' if indent is None else b'\n]'
+    return b','.join(texts)
+
+
+def _indented(text: bytes, indent: int) -> bytes:
+    """Return a JSON object as it is indented within an array, line break first."""
+    array = json.dumps([json.loads(text)], indent=indent, ensure_ascii=False)
+    # a lone surrogate is written as JSON escapes it
+    return array[1:-2].encode(errors='backslashreplace')
 
 
 def _extras(record: StepRecord, ownership: Ownership) -> dict[str, Any]:
@@ -179,7 +214,7 @@ def dump_attempts(attempts: Iterable[Attempt]) -> str:
 
 def load_attempts(text: str) -> tuple[Attempt, ...]:
     """Return the attempts that a JSON array tells; errors are those of a wrong type or value."""
-    return tuple(_read_attempt(attempt) for attempt in json.loads(text))
+    return _attempts(json.loads(text))
 
 
 @lru_cache(maxsize=1024)
@@ -327,16 +362,16 @@ def _skip(text: str, at: int) -> int:
 def _read_about(values: Mapping[str, Any], about: list[About], place: str) -> int:
     """Add what the first snapshot tells of the run, and return that snapshot's number."""
     try:
-        ours = cast('dict[str, Any]', values.get(_OURS) or {})
-        graph, parent = ours.get('graph'), ours.get('parent')
-        if not isinstance(graph, str | None):
-            raise ValueError(f'graph {graph!r}')  # noqa: TRY004 -- as all that is wrong here
-        if parent is not None:
-            run_id, seq = parent
-            parent = check_run_id(run_id), _number(seq, 1)
-        about.append(About(graph, check_tags(ours.get('tags', ())), _moment(ours.get('created')), parent))
-        return _number(ours.get('seq', 1.0), 1, _MANY // 2)  # so that those after it can be told, too
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as exc:
+        ours = _ours(values)
+        known = About(
+            graph=member(ours, 'graph', as_text),
+            tags=check_tags(member(ours, 'tags', as_list) or ()),
+            created=member(ours, 'created', as_moment),
+            parent=member(ours, 'parent', _parent),
+        )
+        about.append(known)
+        return member(ours, 'seq', _first) or 1
+    except WRONG as exc:
         raise CorruptSnapshotError(place, f'has a member that cannot be read: {exc!r}. {_ADVICE}') from exc
 
 
@@ -354,9 +389,9 @@ def _read(values: Mapping[str, Any], seq: int, place: str) -> tuple[StepRecord, 
     try:
         if kind == 'end':
             return _read_end(values, snapshot_id, seq)
-        record = read_step(values, str(values['node'].get('node_id')), seq)
+        record = read_step(values, as_text(values['node'].get('node_id')), seq)
         return record, read_ownership(values)
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as exc:
+    except WRONG as exc:
         raise CorruptSnapshotError(
             place, f'has a member that cannot be read: {exc!r}. {_ADVICE}', snapshot_id=snapshot_id
         ) from exc
@@ -364,85 +399,89 @@ def _read(values: Mapping[str, Any], seq: int, place: str) -> tuple[StepRecord, 
 
 def _read_end(values: Mapping[str, Any], snapshot_id: str, seq: int) -> tuple[StepRecord, Ownership]:
     record = StepRecord(
-        id=snapshot_id, kind='end', node_id='End', status='success', seq=seq, start_ts=_moment(values['ts'])
+        id=snapshot_id, kind='end', node_id='End', status='success', seq=seq, start_ts=as_moment(values['ts'])
     )
     return record, read_ownership(values)
 
 
 def read_step(values: Mapping[str, Any], node_id: str, seq: int) -> StepRecord:
     """Return what the members of a node's snapshot say of it; errors are those of a wrong type or value."""
-    ours = cast('dict[str, Any]', values.get(_OURS) or {})
-    status = values.get('status', 'created')
-    if status not in _STATUSES:
-        raise ValueError(f'status {status!r}')
-    started = _moment(values.get('start_ts'))
-    duration = values.get('duration')
+    ours = _ours(values)
+    started = member(values, 'start_ts', as_moment)
+    attempt = member(ours, 'attempt', as_count)
+    owner = member(ours, 'owner', as_name)
     record = StepRecord(
         id=values['id'],
         node_id=node_id,
         kind=values['kind'],
-        status=status,
+        status=one_of(_STATUSES, values.get('status', 'created')),
         seq=seq,
         start_ts=started,
-        duration=None if duration is None else float(duration),
-        attempt=_number(ours['attempt'], 0) if 'attempt' in ours else int(started is not None),
-        attempts=tuple(_read_attempt(attempt) for attempt in ours.get('attempts', ())),
+        duration=member(values, 'duration', as_seconds),
+        attempt=int(started is not None) if attempt is None else attempt,
+        attempts=member(ours, 'attempts', _attempts) or (),
     )
-    owner = ours.get('owner')
-    if status in ('pending', 'running'):
-        record = record._replace(owner=owner)
-    elif status in ('success', 'error') and not record.attempts:
-        outcome = 'success' if status == 'success' else 'error'
-        record = record._replace(attempts=(Attempt(started, record.duration, outcome, owner=owner),))
+    if record.status in ('pending', 'running'):
+        return record._replace(owner=owner)
+    if record.status in ('success', 'error'):
+        outcome = 'success' if record.status == 'success' else 'error'
+        if not record.attempts or is_plain(record):
+            return record._replace(attempts=(Attempt(started, record.duration, outcome, owner=owner),))
+        if record.attempts[-1].outcome != outcome:
+            raise ValueError(f'status {outcome!r} of what ended as {record.attempts[-1].outcome!r}')
     return record
 
 
 def _read_attempt(values: Mapping[str, Any]) -> Attempt:
-    error = values.get('error')
-    return Attempt(
-        _moment(values['start_ts']),
-        values['duration'],
-        values['outcome'],
-        values.get('reason'),
-        None if error is None else StepError(**error),
-        values.get('owner'),
+    attempt = Attempt(
+        member(values, 'start_ts', as_moment),
+        member(values, 'duration', as_seconds),
+        one_of(_OUTCOMES, values['outcome']),
+        member(values, 'reason', as_text),
+        member(values, 'error', _error),
+        member(values, 'owner', as_name),
     )
+    if attempt.error is not None and attempt.outcome != 'error':
+        raise ValueError(f'an error of what ended as {attempt.outcome!r}')
+    return attempt
 
 
 def read_ownership(values: Mapping[str, Any]) -> Ownership:
     """Return the ownership that is on record with a snapshot."""
-    ours = cast('dict[str, Any]', values.get(_OURS) or {})
-    if 'fence' not in ours:
+    ours = _ours(values)
+    fence = member(ours, 'fence', as_count)
+    if fence is None:
         return UNOWNED
-    held_by = ours.get('held_by')
     return Ownership(
-        _number(ours['fence'], 0),
-        _read_owner(held_by) if held_by else None,
-        _moment(ours.get('expires')),
-        _moment(ours.get('since')),
+        fence,
+        member(ours, 'held_by', _read_owner),
+        member(ours, 'expires', as_moment),
+        member(ours, 'since', as_moment),
     )
 
 
-def _read_owner(values: Mapping[str, Any]) -> Owner:
-    pid = int(values['pid']) if isinstance(values['pid'], int | float) else 0
-    texts = [values['id'], values['host'], values['domain'], values['started']]
-    if not 0 < pid < 2**31 or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f'owner {values!r}')
-    return Owner(texts[0], texts[1], pid, texts[2], texts[3])
+def _ours(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return member(values, _OURS, as_object) or {}
 
 
-def _number(value: object, least: int, end: int = _MANY) -> int:
-    """Return a count, which the decoder has read as a float."""
-    if not isinstance(value, float | int) or not least <= value < end or value != int(value):
-        raise ValueError(f'{value!r} where a number from {least} on was expected')
-    return int(value)
+def _parent(value: Any) -> tuple[str, int]:
+    run_id, seq = as_list(value)
+    return check_run_id(run_id), number(seq, 1)
 
 
-def _moment(value: str | None) -> datetime | None:
-    if value is None:
-        return None
-    moment = datetime.fromisoformat(value)
-    try:
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    except OverflowError as exc:
-        raise ValueError(f'{value!r}, which is before the year 1 or after 9999 in UTC') from exc
+def _first(value: Any) -> int:
+    return number(value, 1, MANY // 2)  # so that those after it can be told, too
+
+
+def _attempts(value: Any) -> tuple[Attempt, ...]:
+    return tuple(_read_attempt(as_object(attempt)) for attempt in as_list(value))
+
+
+def _error(value: Any) -> StepError:
+    return StepError(**{name: as_text(text) for name, text in as_object(value).items()})
+
+
+def _read_owner(value: Any) -> Owner:
+    values = as_object(value)
+    id_, host, domain, started = (as_name(values[name]) for name in ('id', 'host', 'domain', 'started'))
+    return Owner(id_, host, number(values['pid'], 1, 2**31), domain, started)

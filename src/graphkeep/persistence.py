@@ -102,6 +102,10 @@ class StatePersistence(
     async def _rows(self) -> Sequence[Row]:
         """Return every row, oldest first."""
 
+    async def _records(self) -> Sequence[Row]:
+        """Return every row, oldest first; all but tasks may be without their bodies."""
+        return await self._rows()
+
     @abstractmethod
     def _freeze(self, snapshot: Snapshot[StateT, RunEndT]) -> Any:
         """Return the body of the row that is to hold this snapshot, independent of the live objects.
@@ -310,7 +314,7 @@ class StatePersistence(
         Of a run of a builder graph that is: the run, its tasks with the forks that they are under, its end.
         """
         await self._flush()
-        return [_told(row) for row in await self._rows() if row.record.kind not in ('join', 'image')]
+        return [_told(row) for row in await self._records() if row.record.kind not in ('join', 'image')]
 
     async def last_state(self) -> StateT:
         """Load the state of the newest snapshot: where the run is, or how it ended.

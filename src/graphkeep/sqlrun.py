@@ -20,7 +20,7 @@ from .runinfo import run_status
 from .sqldb import Database
 from .sqlopen import damaged
 from .sqlstep import CHANGE_RUN, dump_in_hand, end_step, holder_values, is_new, step_values, write_step
-from .sqlview import COLUMNS, IN_HAND, SqlView, bodiless, bound, read_all, stamp, view_run
+from .sqlview import COLUMNS, IN_HAND, RECORDS, SqlView, bodiless, bound, read_all, stamp, view_run
 from .turns import Turns
 
 __all__ = ('SqlRun', 'add_step', 'begin_run')
@@ -172,6 +172,11 @@ class SqlRun(RunBackend):
         """Return every row, oldest first."""
         with self._database.readers.reading() as db:
             return read_all(db, self.run_id)[0]
+
+    def records(self) -> list[Row]:
+        """Return every row, oldest first; only those of tasks with their bodies, which may be large."""
+        with self._database.readers.reading() as db:
+            return read_all(db, self.run_id, RECORDS)[0]
 
 
 def _write(db: sqlite3.Connection, view: SqlView, applied: Applied, version: int) -> bool:

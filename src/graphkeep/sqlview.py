@@ -18,6 +18,7 @@ from .jsonrun import load_attempts, load_owner
 __all__ = (
     'COLUMNS',
     'IN_HAND',
+    'RECORDS',
     'UNREADABLE',
     'SqlView',
     'bodiless',
@@ -68,6 +69,8 @@ _STEP: Final = f'SELECT {COLUMNS} FROM steps WHERE run = ? AND seq = ?'  # noqa:
 _ALL: Final = f"""
 SELECT {COLUMNS}, state, node FROM steps LEFT JOIN bodies USING (body) WHERE run = ? ORDER BY seq
 """  # noqa: S608
+RECORDS: Final = _ALL.replace('state, node', "x'', iif(kind = 'task' OR bodies.body IS NULL, node, x'')")
+"""What `read_all` finds if of all but tasks it need only be known that there is a body."""
 
 
 def stamp(moment: datetime | None) -> int | None:
@@ -286,7 +289,7 @@ def bodiless(run_id: str, snapshot_id: str) -> CorruptSnapshotError:
     )
 
 
-def read_all(db: sqlite3.Connection, run_id: str) -> tuple[list[Row], About]:
+def read_all(db: sqlite3.Connection, run_id: str, which: str = _ALL) -> tuple[list[Row], About]:
     """Return every row of a run, oldest first, and what else is known of it; no rows if there is none.
 
     Raises:
@@ -297,7 +300,7 @@ def read_all(db: sqlite3.Connection, run_id: str) -> tuple[list[Row], About]:
         return [], NAMELESS
     try:
         # all of it before any is decoded: the traceback of an error would keep the cursor, and so the read
-        found = db.execute(_ALL, (view.run,)).fetchall()
+        found = db.execute(which, (view.run,)).fetchall()
         tags = db.execute('SELECT tag FROM tags WHERE run = ? ORDER BY tag', (view.run,)).fetchall()
         rows = [
             Row(view.in_hand.get(values[0]) or _record(values), Body(state, node))

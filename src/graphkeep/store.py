@@ -193,11 +193,9 @@ class Store(ABC):
             RunExistsError: if there is a run with this id already.
         """
         check_run_id(run_id)
-        run = await self._call(partial(parse_run, data, place=_GIVEN))
-        if not run.elements:
-            raise CorruptSnapshotError(_GIVEN, 'has no snapshot: there is nothing to import.')
-        rows = [Row(_settled(run_id, row.record, 'imported'), row.body) for row in run.rows]
-        about = run.about if run.about.created else run.about._replace(created=self.clock())
+        rows, about = await self._call(partial(_given, run_id, data))
+        if about.created is None:
+            about = about._replace(created=self.clock())
         await self._insert_rows(run_id, rows, about)
 
     @whole
@@ -438,10 +436,18 @@ class Store(ABC):
 
 
 _EVER: Final = datetime.min.replace(tzinfo=UTC)
-_GIVEN: Final = 'the JSON given'
 _NOT_NOW: Final = (CorruptSnapshotError, RunOwnedError, SnapshotStatusError, UnknownSnapshotError)
 # why one of many runs cannot be had: it cannot be read, or somebody else goes on with it by now
 _UNFINISHED: Final[frozenset[SnapshotStatus]] = frozenset({'created', 'pending', 'running', 'error'})
+
+
+def _given(run_id: str, data: str | bytes | bytearray) -> tuple[list[Row], About]:
+    """Return what is to be imported, in nobody's hands."""
+    place = 'the JSON given'
+    run = parse_run(data, place=place)
+    if not run.elements:
+        raise CorruptSnapshotError(place, 'has no snapshot: there is nothing to import.')
+    return [Row(_settled(run_id, row.record, 'imported'), row.body) for row in run.rows], run.about
 
 
 def _position(run_id: str, rows: Sequence[Row], at: str | int | None) -> int:

@@ -189,8 +189,14 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         return await self._read(backend.tail_elsewhere(), inline=False)
 
     async def _rows(self) -> Sequence[Row]:
+        return await self._read_all(self._backend.rows)
+
+    async def _records(self) -> Sequence[Row]:
+        return await self._read_all(self._backend.records)
+
+    async def _read_all(self, func: Callable[[], Sequence[Row]]) -> Sequence[Row]:
         # a database may have very many of them
-        return await self._read(self._backend.rows, inline=self._backend.prompt and not self._backend.queues)
+        return await self._read(func, inline=self._backend.prompt and not self._backend.queues)
 
     async def _read(self, func: Callable[[], T], *, inline: bool) -> T:
         how = Calling(self._place, self.lock_timeout, inline, stubborn=False)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import sqlite3
 import stat
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -436,6 +438,28 @@ async def test_deletion_of_a_damaged_run(path: Path):
             other.execute("UPDATE runs SET status = CAST(x'ff' AS TEXT), owner = CAST(x'fe' AS TEXT)")
         assert await store.delete('ended')
         assert await store.runs() == []
+
+
+async def test_history_of_large_states(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is known of the snapshots of a run is read without their states and nodes, however large."""
+    statements = watch(monkeypatch)
+    async with SqliteStore(path) as store:
+        run = await run_or_resume(
+            graph, Count(), state=Tally(weight='x' * 1_000_000), persistence=store.run('run')
+        )
+        assert run.output == [1, 2, 3]
+        await store.history('run')
+        statements.made.clear()
+        tracemalloc.start()
+        try:
+            assert [record.seq for record in await store.history('run')] == [1, 2, 3, 4]
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 500_000
+        selects = [sql for sql in statements.made if sql.startswith('SELECT')]
+        assert selects
+        assert not [sql for sql in selects if re.search(r'\bstate\b', sql)]
 
 
 async def test_snapshot_without_a_body(path: Path):
