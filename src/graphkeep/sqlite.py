@@ -10,14 +10,23 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn
 
 from .commit import About, Ownership, Row
 from .errors import InvalidRunIdError, LockTimeoutError, StorageError
 from .jsonrun import load_attempts, load_owner
-from .names import check_run_id
+from .names import check_path, check_run_id
 from .offload import finished
-from .runinfo import RunInfo, RunQuery, check_statuses, damaged, is_count, is_number, is_resumable
+from .runinfo import (
+    RunInfo,
+    RunQuery,
+    check_clock,
+    check_statuses,
+    damaged,
+    is_count,
+    is_number,
+    is_resumable,
+)
 from .snapshots import now_utc
 from .sqldb import Database
 from .sqlrun import SqlRun
@@ -81,10 +90,8 @@ class SqliteStore(Store):
             raise ValueError(f'busy_timeout must be 0 seconds or more, got {busy_timeout!r}')
         if str(path) == ':memory:':
             raise ValueError("SqliteStore keeps a file, and ':memory:' names none: take MemoryStore()")
-        if '\0' in str(path):
-            raise ValueError(f'path must be that of a file, and no name has a NUL, got {str(path)!r}')
-        self.path = Path(path)
-        self.clock = clock
+        self.path = check_path('path', path)
+        self.clock = check_clock(clock)
         self._lock_timeout = busy_timeout
         self._lease = lease
         self._verify = verify
@@ -95,6 +102,12 @@ class SqliteStore(Store):
 
     def __repr__(self) -> str:
         return f'SqliteStore({str(self.path)!r})'
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            f'{self!r} cannot be pickled or copied, for its connections are those of this process: make a '
+            'store in each process, from the same path'
+        )
 
     async def aclose(self) -> None:
         """Make what still waits, and close the connections; the last one of all writes the log back.
