@@ -604,6 +604,20 @@ def _fail_third_body(statements: Statements) -> Any:
     return hook
 
 
+async def test_claim_among_many(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of many runs that wait, a claim gathers what is told of a run only for those that it chooses from."""
+    statements = watch(monkeypatch)
+    async with SqliteStore(path) as store:
+        for number in range(40):
+            await graph.initialize(Count(), store.run(f'run-{number}'), state=Tally())
+        statements.made.clear()
+        claimed = await store.claim()
+        assert claimed is not None
+        told = [sql for sql in statements.made if 'FROM tags WHERE tags.run' in sql]
+        assert len(told) == 16
+        assert all(sql.endswith('FROM runs WHERE run = ?') for sql in told)
+
+
 # ------------------------------------------------------------------------------------------------ the lock
 
 
