@@ -67,6 +67,10 @@ E = TypeVar('E', bound=BaseException)
 class GraphkeepError(Exception):
     """Base of every error of this library."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # what it was made of is not kept, only what was made of that
+        return _remade, (type(self), self.args), vars(self)
+
 
 class SnapshotStatusError(GraphkeepError, GraphNodeStatusError):
     """Refuse a change of status that the status machine does not permit.
@@ -89,13 +93,11 @@ class SnapshotStatusError(GraphkeepError, GraphNodeStatusError):
         self.expected = transition.sources
         self.found = found
         GraphNodeStatusError.__init__(self, found)
-        self.message = (
+        GraphRuntimeError.__init__(  # the host's own message knows of no other change than a start
+            self,
             f'Cannot {transition.name} snapshot {snapshot_id!r} of run {run_id!r}: '
-            f'Incorrect snapshot status {found!r}, must be {_either(transition.sources)}.'
+            f'Incorrect snapshot status {found!r}, must be {_either(transition.sources)}.',
         )
-
-    def __str__(self) -> str:
-        return self.message
 
 
 GraphNodeRunningError = SnapshotStatusError
@@ -368,9 +370,17 @@ def _either(statuses: Iterable[TaskStatus]) -> str:
 
 def another(exc: E) -> E:
     """Return such an error for somebody else to raise: each has a traceback and a context of its own."""
-    copied = type(exc).__new__(type(exc), *exc.args)
-    if isinstance(copied, OSError):
-        OSError.__init__(copied, *exc.args)
+    copied = _remade(type(exc), exc.args)
     vars(copied).update(vars(exc))
     copied.__cause__ = exc.__cause__
     return copied
+
+
+def _remade(kind: type[E], args: tuple[Any, ...]) -> E:
+    """Return an error with these arguments, and without what its own `__init__` would make of them."""
+    exc = kind.__new__(kind, *args)
+    if isinstance(exc, OSError):  # which keeps them elsewhere, too
+        OSError.__init__(exc, *args)
+    elif isinstance(exc, ImportError):
+        ImportError.__init__(exc, *args)
+    return exc

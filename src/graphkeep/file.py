@@ -15,9 +15,9 @@ from urllib.parse import quote, unquote
 from ._host import RunEndT, StateT
 from .commit import About, Row
 from .errors import CorruptSnapshotError, InvalidRunIdError, StorageError
-from .names import check_run_id
+from .names import check_path, check_run_id
 from .runfile import Mark, RunFile
-from .runinfo import RunInfo, RunQuery, damaged
+from .runinfo import RunInfo, RunQuery, check_clock, damaged
 from .snapshots import now_utc
 from .store import Store
 from .stored import LEASE, LOCK_TIMEOUT, StoredStatePersistence
@@ -86,8 +86,8 @@ class FileStatePersistence(StoredStatePersistence[StateT, RunEndT]):
         """
         if durability not in ('normal', 'full'):
             raise ValueError(f"durability must be 'normal' or 'full', got {durability!r}")
-        path = Path(json_file)
-        backend = RunFile(path, run_id or path.stem, clock, durable=durability == 'full')
+        path = check_path('json_file', json_file)
+        backend = RunFile(path, run_id or path.stem, check_clock(clock), durable=durability == 'full')
         super().__init__(backend, lease=lease, lock_timeout=lock_timeout, verify=verify, tags=tags)
         self._json_file = path
         self._durability: Durability = durability
@@ -154,7 +154,7 @@ class FileStore(Store):
             verify: Whether to check before each write that the snapshot would be loaded as it was given.
             clock: What leases are measured with (UTC); the same for all that use the directory.
         """
-        self.directory = Path(directory)
+        self.directory = check_path('directory', Path(directory))  # '' is the current one
         self.clock = clock
         self._lock_timeout = lock_timeout
         self._durability: Durability = durability

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from uuid import uuid4
 
 from . import _host
@@ -20,7 +20,7 @@ from .copying import copied
 from .errors import SnapshotStatusError, UnknownSnapshotError
 from .jsonrun import dump_run, parse_run
 from .persistence import StatePersistence
-from .runinfo import RunInfo, RunQuery
+from .runinfo import RunInfo, RunQuery, check_clock
 from .snapshots import NodeSnapshot, Snapshot, SnapshotStatus, now_utc
 from .status import CLAIM, START, SUCCEED
 from .store import Store
@@ -307,7 +307,7 @@ class MemoryStore(Store):
             verify: Whether to check before each write that the snapshot would be loaded as it was given.
             clock: What leases are measured with (UTC).
         """
-        self.clock = clock
+        self.clock = check_clock(clock)
         self._lease = lease
         self._verify = verify
         self._held: dict[str, _MemoryRun] = {}
@@ -348,6 +348,12 @@ class _MemoryRun(LoggedRun):
         self.log = RunLog(run_id)
         self._bodies: list[Body] = []
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            'the runs of a MemoryStore cannot be pickled or copied, for they are in the memory of this '
+            'process: take another store, and make one in each process, from the same path'
+        )
 
     def body(self, index: int) -> Body:
         """Return the body of the row at this position."""

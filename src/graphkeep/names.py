@@ -1,14 +1,16 @@
-"""What runs may be called: ids and tags that every store accepts."""
+"""What runs may be called, ids and tags that every store accepts, and where they may be kept."""
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 from .errors import InvalidRunIdError
 
-__all__ = ('MAX_RUN_ID', 'check_run_id', 'check_tags')
+__all__ = ('MAX_RUN_ID', 'check_path', 'check_run_id', 'check_tags')
 
 MAX_RUN_ID: Final = 128
 """How many characters a run id may have."""
@@ -43,7 +45,10 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
 
     Raises:
         ValueError: if one of them is no text, is empty, too long or has control characters or surrogates.
+        TypeError: if they are not several at all.
     """
+    if not isinstance(tags, Iterable):
+        raise TypeError(f'tags must be several texts, got {tags!r}')
     if isinstance(tags, str):
         raise ValueError(f'tags must be several texts, got the one text {tags!r}: write [{tags!r}]')  # noqa: TRY004
     for tag in (found := list(tags)):
@@ -52,3 +57,23 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
         if any(unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') for c in tag):
             raise ValueError(f'a tag must have no control characters or surrogates, got {tag!r}')
     return tuple(sorted(set(found)))
+
+
+def check_path(name: str, path: Path | str) -> Path:
+    """Return the path if there can be a file with it.
+
+    Raises:
+        ValueError: if it is empty, or has a NUL or what cannot be encoded.
+    """
+    text = os.fspath(path)
+    found = Path(path)
+    if not text:
+        raise ValueError(f"{name} must name a file, got ''")
+    try:
+        bad = '\0' in text and 'a NUL'
+        os.fsencode(text)
+    except UnicodeEncodeError as exc:
+        bad = repr(text[exc.start])
+    if bad:
+        raise ValueError(f'{name} must be a path, and no path has {bad}, got {text!r}')
+    return found

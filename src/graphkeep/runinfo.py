@@ -161,6 +161,17 @@ def check_moment(name: str, moment: object) -> datetime:
     return moment
 
 
+def check_clock(clock: Callable[[], datetime]) -> Callable[[], datetime]:
+    """Return the clock if it can be asked; what it tells is for `check_moment`.
+
+    Raises:
+        TypeError: if it cannot.
+    """
+    if not callable(clock):
+        raise TypeError(f'clock must be a function that returns an aware time, got {clock!r}')
+    return clock
+
+
 def is_count(value: object) -> bool:
     """Whether this is a number of things."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -11,14 +11,23 @@ from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn
 
 from .commit import About, Ownership, Row
 from .errors import InvalidRunIdError, LockTimeoutError, StorageError
 from .jsonrun import load_attempts, load_owner
-from .names import check_run_id
+from .names import check_path, check_run_id
 from .offload import finished
-from .runinfo import RunInfo, RunQuery, check_statuses, damaged, is_count, is_number, is_resumable
+from .runinfo import (
+    RunInfo,
+    RunQuery,
+    check_clock,
+    check_statuses,
+    damaged,
+    is_count,
+    is_number,
+    is_resumable,
+)
 from .snapshots import now_utc
 from .sqldb import Database
 from .sqlrun import SqlRun
@@ -82,10 +91,8 @@ class SqliteStore(Store):
             raise ValueError(f'busy_timeout must be 0 seconds or more, got {busy_timeout!r}')
         if str(path) == ':memory:':
             raise ValueError("SqliteStore keeps a file, and ':memory:' names none: take MemoryStore()")
-        if '\0' in str(path):
-            raise ValueError(f'path must be that of a file, and no name has a NUL, got {str(path)!r}')
-        self.path = Path(path)
-        self.clock = clock
+        self.path = check_path('path', path)
+        self.clock = check_clock(clock)
         self._lock_timeout = busy_timeout
         self._lease = lease
         self._verify = verify
@@ -96,6 +103,12 @@ class SqliteStore(Store):
 
     def __repr__(self) -> str:
         return f'SqliteStore({str(self.path)!r})'
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            f'{self!r} cannot be pickled or copied, for its connections are those of this process: make a '
+            'store in each process, from the same path'
+        )
 
     async def aclose(self) -> None:
         """Make what still waits, and close the connections; the last one of all writes the log back.
@@ -160,10 +173,15 @@ class SqliteStore(Store):
             'updated_before': stamp(query.updated_before),
             'after': bound(query.after),
         }
-        for found in db.execute(_RESUMABLE if query.resumable else _LIST, values):
-            info = _listed(found, now)
-            if info is not None and query.admits(info):
-                yield info
+        if query.resumable:  # of all that wait only a few are asked for
+            statement, chosen = _ONE, db.execute(_RESUMABLE, values).fetchall()
+        else:
+            statement, chosen = _LIST, [values]
+        for parameters in chosen:
+            for found in db.execute(statement, parameters):
+                info = _listed(found, now)
+                if info is not None and query.admits(info):
+                    yield info
 
 
 # Texts as bytes: to SQLite's module one that is none would be the end of all that is found.
@@ -180,6 +198,8 @@ SELECT
         FROM (SELECT tag FROM tags WHERE tags.run = runs.run ORDER BY tag)
     )
 FROM runs
+"""
+_MEANT: Final = """
 WHERE id > CAST(:after AS TEXT)
     AND (:graph IS NULL OR graph = CAST(:graph AS TEXT))
     AND (
@@ -189,12 +209,14 @@ WHERE id > CAST(:after AS TEXT)
     AND (:updated_before IS NULL OR updated < :updated_before)
     AND (:tag IS NULL OR run IN (SELECT run FROM tags WHERE tag = :tag))
 """
-_LIST: Final = f'{_FOUND} AND finished < 2 ORDER BY id'
+_ONE: Final = f'{_FOUND} WHERE run = ?'
+_LIST: Final = f'{_FOUND} {_MEANT} AND finished < 2 ORDER BY id'
 # Whether an owner is gone is for Python to find out.
 _RESUMABLE: Final = f"""
-{_FOUND} AND finished = 0 AND (status = 'created' OR in_hand <> '[]' AND owner IS NOT NULL)
+SELECT run FROM runs
+{_MEANT} AND finished = 0 AND (status = 'created' OR in_hand <> '[]' AND owner IS NOT NULL)
 ORDER BY updated, id
-"""
+"""  # noqa: S608 -- of constants
 
 
 def _listed(found: Sequence[Any], now: datetime) -> RunInfo | None:

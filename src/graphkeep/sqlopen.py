@@ -14,7 +14,7 @@ from .backend import LockBusy
 from .directories import make_directory
 from .errors import CorruptSnapshotError, StorageError, UnusableStoreError
 from .sqlfork import refuse_carried
-from .sqlschema import APPLICATION_ID, MIGRATIONS, STEP_ENDS
+from .sqlschema import APPLICATION_ID, MIGRATIONS, STEP_ENDS, TABLES
 
 __all__ = ('damaged', 'open_file', 'ours', 'translated')
 
@@ -41,7 +41,7 @@ def open_file(path: Path, *, durable: bool = False) -> sqlite3.Connection:
         durable: Whether the directories that are made for it are to survive a loss of power.
 
     Raises:
-        UnusableStoreError: if it is something else, or of a later version. It is left as it is.
+        UnusableStoreError: if it is something else, of a later version, or not whole. It is left as it is.
         StorageError: if it cannot be opened.
         LockBusy: if somebody else is making or changing it this very moment.
     """
@@ -111,7 +111,7 @@ def _make(path: Path, *, durable: bool) -> None:
 
 
 def _look(db: sqlite3.Connection, path: Path) -> None:
-    """Refuse what is not ours, before anything is written."""
+    """Refuse what is not ours, or not whole, before anything is written."""
     (application,) = db.execute('PRAGMA application_id').fetchone()
     (version,) = db.execute('PRAGMA user_version').fetchone()
     if application == APPLICATION_ID:
@@ -120,6 +120,15 @@ def _look(db: sqlite3.Connection, path: Path) -> None:
                 str(path),
                 f'has version {version} of the schema, and this graphkeep knows versions up to '
                 f'{len(MIGRATIONS)}: use the graphkeep that wrote it, or a newer one. It is left as it is.',
+            )
+        there = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        lacking = [f'no table {name!r}' for name in TABLES if name not in there]
+        if version < 1 or lacking:
+            raise UnusableStoreError(
+                str(path),
+                f'is damaged: it has {", ".join(lacking) or f"version {version} of the schema"}, and no '
+                'graphkeep writes such a store. Restore it from a copy, or use another path. It is left as '
+                'it is.',
             )
         return
     (tables,) = db.execute('SELECT count(*) FROM sqlite_schema').fetchone()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ('APPLICATION_ID', 'CHANGED', 'END_STEP', 'MIGRATIONS', 'STEP_ENDS')
+__all__ = ('APPLICATION_ID', 'CHANGED', 'END_STEP', 'MIGRATIONS', 'STEP_ENDS', 'TABLES')
 
 APPLICATION_ID: Final = 0x67726B70
 """Tells a store from other applications' databases (`grkp`)."""
@@ -72,6 +72,9 @@ _VERSION_1: Final = (
 
 MIGRATIONS: Final = (_VERSION_1,)
 """The statements that lead from each version to the next; `user_version` is how many were made."""
+
+TABLES: Final = ('runs', 'steps', 'bodies', 'tags')
+"""The tables that a store has, in every version."""
 
 CHANGED: Final = 'graphkeep: somebody else has written'
 

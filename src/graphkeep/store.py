@@ -61,6 +61,10 @@ class Store(ABC):
     _lock_timeout: float = LOCK_TIMEOUT
     _inline = False  # whether the methods below are quick enough for the event loop's own thread
 
+    def __getstate__(self) -> dict[str, Any]:
+        # for a copy, which another process may have, and which gets threads of its own
+        return {name: value for name, value in vars(self).items() if name != '_threads'}
+
     # ------------------------------------------------------------------------------------------ one run
 
     def run(self, run_id: str, *, tags: Iterable[str] = ()) -> StoredStatePersistence[Any, Any]:
@@ -191,8 +195,11 @@ class Store(ABC):
         Raises:
             CorruptSnapshotError: if it is something else, or has no snapshot. Nothing is stored.
             RunExistsError: if there is a run with this id already.
+            TypeError: if it is neither text nor bytes.
         """
         check_run_id(run_id)
+        if not isinstance(data, str | bytes | bytearray | memoryview):
+            raise TypeError(f'data must be the JSON of a run, as text or bytes, got {data!r}')
         rows, about = await self._call(partial(_given, run_id, data))
         if about.created is None:
             about = about._replace(created=self.clock())

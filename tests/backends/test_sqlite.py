@@ -193,6 +193,37 @@ async def test_schema_of_the_future(path: Path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    'damage, told',
+    [
+        ('PRAGMA user_version = 0', 'it has version 0 of the schema'),
+        ('PRAGMA user_version = -1', 'it has version -1 of the schema'),
+        ('DROP TABLE runs', "it has no table 'runs'"),
+        ('DROP TABLE steps', "it has no table 'steps'"),
+        ('DROP TABLE bodies', "it has no table 'bodies'"),
+        ('DROP TABLE tags', "it has no table 'tags'"),
+    ],
+)
+async def test_schema_of_no_version(path: Path, damage: str, told: str):
+    """A store with a schema that no version writes is told from one that is whole, and left as it is."""
+    async with used(path):
+        pass
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(damage)
+        db.commit()
+    before = path.read_bytes()
+    store = SqliteStore(path)
+    for use in (store.runs, store.claim, partial(store.delete, 'run'), partial(finish, store)):
+        with pytest.raises(
+            UnusableStoreError, match=rf'runs\.db is damaged: {told}.*left as it is'
+        ) as caught:
+            await use()
+        assert 'intact' not in str(caught.value)
+    await store.aclose()
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ['runs.db']
+
+
 async def test_directory(path: Path):
     """A directory in the place of the file is named."""
     path.mkdir()
@@ -616,6 +647,20 @@ def _fail_third_body(statements: Statements) -> Any:
             raise failing(sqlite3.SQLITE_FULL, 'database or disk is full')
 
     return hook
+
+
+async def test_claim_among_many(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of many runs that wait, a claim gathers what is told of a run only for those that it chooses from."""
+    statements = watch(monkeypatch)
+    async with SqliteStore(path) as store:
+        for number in range(40):
+            await graph.initialize(Count(), store.run(f'run-{number}'), state=Tally())
+        statements.made.clear()
+        claimed = await store.claim()
+        assert claimed is not None
+        told = [sql for sql in statements.made if 'FROM tags WHERE tags.run' in sql]
+        assert len(told) == 16
+        assert all(sql.endswith('FROM runs WHERE run = ?') for sql in told)
 
 
 # ------------------------------------------------------------------------------------------------ the lock

@@ -11,6 +11,7 @@ import pytest
 
 from graphkeep import SqliteStore, StorageError, UnusableStoreError, sqlopen
 from graphkeep.sqlschema import MIGRATIONS
+from tests.backends.sqlfaults import watch
 from tests.crash.children import PROCESSES
 from tests.rawsqlite import integrity
 
@@ -99,6 +100,35 @@ async def test_from_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UnusableStoreError, match=f'version {len(LATER)}'):
         await SqliteStore(path).runs()
     assert schema(path) == before
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize('who', ['another application', 'a later version'])
+async def test_somebody_elses_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str):
+    """A file that becomes somebody else's just before it would be migrated is refused, and stays theirs."""
+    path = tmp_path / 'runs.db'
+    statements = watch(monkeypatch)
+
+    def come_first(sql: str) -> None:
+        if sql != 'BEGIN IMMEDIATE':
+            return
+        statements.hook = statements.nothing
+        if who == 'a later version':
+            with monkeypatch.context() as later:
+                later.setattr(sqlopen, 'MIGRATIONS', LATER)
+                sqlopen.open_file(path).close()
+        else:
+            with closing(sqlite3.connect(path)) as db:
+                db.execute('CREATE TABLE notes (text)')
+        found.extend(schema(path))
+
+    found: list[Any] = []
+    statements.hook = come_first
+    told = f'has version {len(LATER)}' if who == 'a later version' else 'is a database of another application'
+    with pytest.raises(UnusableStoreError, match=rf'runs\.db {told}'):
+        await SqliteStore(path).runs()
+    assert schema(path) == found
+    assert len(found) > 1
 
 
 def open_later(path: Path, barrier: Any, far: Any) -> None:

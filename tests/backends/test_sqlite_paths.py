@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from graphkeep import SqliteStore, StorageError, run_or_resume, sqlopen
+from graphkeep import FileStatePersistence, FileStore, SqliteStore, StorageError, run_or_resume, sqlopen
 from graphkeep.demo.graph import report_graph
 
 
@@ -53,10 +56,43 @@ def test_memory_is_no_file():
         SqliteStore(':memory:')
 
 
-def test_a_name_with_a_nul():
-    """A path that no file can have is refused where it is given."""
-    with pytest.raises(ValueError, match=r"path must be .* got 'runs\\x00\.db'"):
-        SqliteStore('runs\0.db')
+MAKERS: dict[str, Callable[[str], object]] = {
+    'path': SqliteStore,
+    'directory': FileStore,
+    'json_file': FileStatePersistence,
+}
+
+
+@pytest.mark.parametrize('name', MAKERS)
+@pytest.mark.parametrize(
+    'path',
+    [
+        'runs\0.db',
+        pytest.param('runs\ud800.db', marks=pytest.mark.skipif(os.name == 'nt', reason='a name there')),
+    ],
+    ids=ascii,
+)
+def test_a_name_that_no_file_can_have(name: str, path: str):
+    """A path that no file can have is refused where it is given, with what is wrong in it."""
+    told = f'{name} must be a path, and no path has .*, got {path!r}'.replace('\\', r'\\')
+    with pytest.raises(ValueError, match=told):
+        MAKERS[name](path)
+
+
+@pytest.mark.parametrize('name', ['path', 'json_file'])
+def test_no_name(name: str):
+    """An empty path, as of a setting that is not there, is not taken for the current directory."""
+    with pytest.raises(ValueError, match=f"{name} must name a file, got ''"):
+        MAKERS[name]('')
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(sys.platform != 'linux', reason='names are text there')
+async def test_a_name_that_is_no_text(tmp_path: Path):
+    """A name of any bytes, as `os.listdir` shows it, is one like others."""
+    async with SqliteStore(tmp_path / 'runs\udcff.db') as store:
+        assert await store.runs() == []
+    assert os.listdir(os.fsencode(tmp_path)) == [b'runs\xff.db']
 
 
 @pytest.mark.anyio

@@ -18,7 +18,7 @@ import anyio.to_thread
 import pytest
 from pydantic_graph import BaseNode, End, GraphRunContext
 
-from graphkeep import Graph, RunOwnedError, SqliteStore, run_or_resume, steprun
+from graphkeep import Graph, RunOwnedError, SqliteStore, UnknownSnapshotError, run_or_resume, steprun
 from graphkeep._host import ensure_snapshot_id
 from graphkeep.backend import LockBusy
 from graphkeep.claims import Commitment
@@ -160,6 +160,23 @@ async def test_pruned_while_at_hand(path: Path):
                 pass
         assert [record.seq for record in await store.history('run')] == [2, 3]
         assert await SqliteStore(path, clock=clock).run('run').load_history()
+
+
+async def test_deleted_while_at_hand(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An instance that has a run at hand notices that it was deleted, also while its rows are still there."""
+    async with SqliteStore(path) as store, SqliteStore(path) as other:
+        monkeypatch.setattr(other, '_sweep', lambda: None)  # as if that were interrupted at once
+        with pytest.raises(UnknownSnapshotError):  # noqa: PT012 -- from the step after the deletion on
+            async with graph.iter(Count(), state=Tally(), persistence=store.run('run')) as run:
+                await run.next()
+                assert await other.delete('run')
+                await run.next()
+        with closing(sqlite3.connect(path)) as db:
+            assert db.execute('SELECT status, finished, steps FROM runs').fetchall() == [('created', 2, 2)]
+            monkeypatch.undo()
+            assert not await other.delete('run')
+            assert db.execute('SELECT count(*) FROM steps').fetchone() == (0,)
+        assert await store.runs() == []
 
 
 @pytest.mark.parametrize('waits', [False, True])

@@ -442,6 +442,21 @@ async def test_one_text_is_not_several_tags(store: Store):
         store.run('run', tags='paid')
 
 
+async def test_no_tags_at_all(store: Store):
+    """What is not several of anything is refused by name."""
+    tags: Any = None
+    with pytest.raises(TypeError, match='tags must be several texts, got None'):
+        store.run('run', tags=tags)
+
+
+async def test_nothing_to_import(store: Store):
+    """What is no JSON because it is not even text is refused by name, and nothing is stored."""
+    data: Any = None
+    with pytest.raises(TypeError, match='data must be the JSON of a run, as text or bytes, got None'):
+        await store.import_run(data, run_id='run')
+    assert await store.runs() == []
+
+
 VERBS: dict[str, Callable[[Store, Any], Coroutine[Any, Any, Any]]] = {
     'history': lambda store, run_id: store.history(run_id),
     'recover': lambda store, run_id: store.recover(run_id),

@@ -12,6 +12,8 @@ from graphkeep import SqliteStore
 from graphkeep.directories import make_directory
 from tests.backends.faults import Call, FaultyOs
 
+RUN = '[{"state": null, "node": {"node_id": "A"}, "kind": "node", "id": "A:1"}]'
+
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -56,3 +58,21 @@ async def test_sqlite_store(tmp_path: Path, synced: list[str], first: str):
     async with SqliteStore(tmp_path / 'a' / 'b' / 'runs.db', durability='full') as store:
         await (store.runs() if first == 'read' else store.delete('run'))
     assert {str(tmp_path), str(tmp_path / 'a')} <= set(synced)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='directories are not synced there')
+@pytest.mark.anyio
+@pytest.mark.parametrize('durability', ['normal', 'full'])
+async def test_log_of_a_sqlite_store(tmp_path: Path, synced: list[str], durability: Any):
+    """Before the first commit returns, that there is a log is on the disk; each time that it is a new one."""
+    (tmp_path / 'there').mkdir()
+    (tmp_path / 'link.db').symlink_to(tmp_path / 'there' / 'runs.db')
+    store = SqliteStore(tmp_path / 'link.db', durability=durability)
+    for _ in range(2):
+        synced.clear()
+        await store.import_run(RUN, run_id='run')
+        assert (tmp_path / 'there' / 'runs.db-wal').exists()
+        assert synced == ([os.path.realpath(tmp_path / 'there')] if durability == 'full' else [])
+        await store.delete('run')
+        await store.aclose()
+        assert not (tmp_path / 'there' / 'runs.db-wal').exists()

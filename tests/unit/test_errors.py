@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import sys
 from collections.abc import Awaitable, Callable
+from copy import copy
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec, module_from_spec
@@ -31,7 +33,7 @@ from graphkeep import (
 )
 from graphkeep._host import HOST_VERSION
 from graphkeep.backend import LockBusy
-from graphkeep.errors import GraphkeepError, GraphNodeRunningError, SnapshotStatusError
+from graphkeep.errors import GraphkeepError, GraphNodeRunningError, SnapshotStatusError, StorageError
 
 pytestmark = pytest.mark.anyio
 
@@ -368,6 +370,45 @@ async def test_error(case: Case, tmp_path: Path):
         assert holds(getattr(raised.value, name)), f'{name} is {getattr(raised.value, name)!r}'
     for part in case.told:
         assert part in str(raised.value)
+
+
+def by_pickle(error: GraphkeepError) -> GraphkeepError:
+    """Return what another process gets."""
+    return pickle.loads(pickle.dumps(error))  # noqa: S301 -- made here
+
+
+def told_alike(error: GraphkeepError) -> list[object]:
+    """Return everything that an error tells."""
+    native = [getattr(error, name, None) for name in ('message', 'errno', 'strerror', 'msg')]
+    return [type(error), repr(error), str(error), error.args, vars(error), *native]
+
+
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case.name)
+async def test_tells_the_same_everywhere(case: Case, tmp_path: Path):
+    """Message, arguments and representation of an error agree, in a copy and in another process as well."""
+    with pytest.raises(GraphkeepError) as raised:
+        await case.provoke(tmp_path)
+    error: Any = raised.value
+    message = error.args[-1]
+    assert repr(error) == f'{case.name}({", ".join(map(repr, error.args))})'
+    if isinstance(error, StorageError):  # with its number before, as of every `OSError`
+        assert str(error).startswith(f'[Errno {error.errno}] {message}.')
+    else:
+        assert error.args == (str(error),)
+    assert getattr(error, 'message', message) == message
+    for copied in (by_pickle, copy, errors.another):
+        assert told_alike(copied(error)) == told_alike(error)
+
+
+async def test_what_a_retry_needs():
+    """Who retries what has not failed is told the status that a retry needs, and not that of a start."""
+    persistence = _new_run()
+    await graph.initialize(Flip(), persistence, state=None)
+    with pytest.raises(SnapshotStatusError) as raised:
+        await persistence.retry()
+    for told in (str(raised.value), repr(raised.value), raised.value.message, *raised.value.args):
+        assert "Cannot retry snapshot 'Flip:" in told
+        assert "Incorrect snapshot status 'created', must be 'error'." in told
 
 
 def test_every_error_is_provoked():
