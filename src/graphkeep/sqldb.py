@@ -26,7 +26,7 @@ from .promise import Promise
 from .sqldisk import Disk
 from .sqlfork import remaining, watch
 from .sqllog import DELETED, WriteAheadLog
-from .sqlopen import open_file, ours, translated
+from .sqlopen import leave, open_file, ours, translated
 from .sqlreaders import Readers, roll_back
 from .sqlschema import APPLICATION_ID
 from .sqlwrites import Stageable, Ticket, Told, Write, enter, tell
@@ -67,6 +67,7 @@ class Database:
         self.ready = False
         self._shut = False  # unless something was stored since; it is open only for as long as it takes
         self._mutex = threading.Lock()  # who may use the connection that writes
+        self._paused = False  # whether nobody may because of a fork
         self._writer: sqlite3.Connection | None = None
         self.readers = Readers(self.path, durable=self.durable)
         self._queue: deque[Ticket] = deque()
@@ -451,12 +452,15 @@ class Database:
         return True
 
     def _close_writer(self) -> None:
-        self.ready = False
+        self.ready, gone = False, self._log_is_gone
         log, self._log, self._disk.log = self._log, None, None
         if log is not None:
             log.close()
         writer, self._writer = self._writer, None
-        if writer is not None:
+        if writer is not None and gone:
+            with suppress(sqlite3.Error):  # else it would write that over what others have written since
+                leave(writer, self.path)
+        elif writer is not None:
             writer.close()
 
     # ---------------------------------------------------------------------------------------------- a fork
@@ -466,29 +470,39 @@ class Database:
 
         What was made before lasts as it was told to.
         """
-        if not self._mutex.acquire(timeout=remaining(until)):
+        # those that read first, for they may take a while; with them the one that writes the log back
+        if not self.readers.pause(until):
             return False
-        if self._backed.wait(remaining(until)) and self.readers.pause(until):
-            try:
-                self._disk.sync()  # for whoever waits for that
-                with translated(self.path, 'close'):
-                    self._close_writer()
-                return True
-            except (OSError, GraphkeepError, LockBusy):
-                self.readers.resume()
-        self._mutex.release()
+        try:
+            if self._mutex.acquire(timeout=remaining(until)):
+                self._paused = True
+                if not self._log_is_gone:
+                    self._disk.sync()  # for whoever waits for that
+                    with translated(self.path, 'close'):
+                        self._close_writer()
+                    return True
+        except (OSError, GraphkeepError, LockBusy):
+            pass
+        except BaseException:
+            self.resume()
+            raise
+        self.resume()
         return False
 
     def resume(self) -> None:
         """Let connections be opened again."""
         self.readers.resume()
-        self._mutex.release()
+        if self._paused:
+            self._paused = False
+            self._mutex.release()
 
     def forked(self, *, closed: bool) -> None:
         """Begin anew in a child; what is open is the parent's."""
         if not closed:
             _parents.extend([self._writer, *self.readers.connections()])
+        shut = self._shut
         self._begin_anew()
+        self._shut = shut
 
     @contextmanager
     def _writing(self, until: float) -> Generator[sqlite3.Connection]:
@@ -497,8 +511,9 @@ class Database:
             self._backed.wait()  # here, where it delays no event loop
             self._long = False
         patience = max(_BRIEFLY, min(self.busy_timeout, threading.TIMEOUT_MAX))
-        if not self._mutex.acquire(timeout=patience):
-            raise LockTimeoutError(str(self.path), self.busy_timeout)
+        while not self._mutex.acquire(timeout=patience):
+            if not self._paused:  # else it is not for long
+                raise LockTimeoutError(str(self.path), self.busy_timeout)
         try:
             db = self._connected(until)
             if self._log_is_gone:

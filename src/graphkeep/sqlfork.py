@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import weakref
 from pathlib import Path
-from threading import get_ident
+from threading import RLock, Timer, get_ident
 from time import monotonic
 from typing import Final, Protocol
 
@@ -21,6 +22,8 @@ from .errors import StorageError
 __all__ = ('Forkable', 'refuse_carried', 'remaining', 'watch')
 
 _PATIENCE: Final = 1.0  # seconds to wait, at a fork, for what is under way in other threads
+
+_SOON: Final = 0.01  # seconds after which this is not the one that is interrupted any more
 
 
 class Forkable(Protocol):
@@ -46,13 +49,16 @@ class Forkable(Protocol):
 
 
 _watched: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_mutex = RLock()  # who may look at these
 _paused: dict[int, list[Forkable]] = {}  # by threads that are about to fork
+_interrupted: set[int] = set()  # threads that were interrupted meanwhile
 _carried: set[tuple[int, int]] = set()  # files that this process must not open: device and number
 
 
 def watch(forkable: Forkable) -> None:
     """Have it closed before each fork, for as long as it is there."""
-    _watched.add(forkable)
+    with _mutex:
+        _watched.add(forkable)
 
 
 def remaining(until: float) -> float:
@@ -84,16 +90,29 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _before() -> None:
     until = monotonic() + _PATIENCE
-    # in one order, for another thread may fork as well
-    _paused[get_ident()] = [one for one in sorted(_watched, key=id) if one.pause(until)]
+    paused = _paused[get_ident()] = []
+    try:
+        with _mutex:
+            watched = sorted(_watched, key=id)  # in one order, for another thread may fork as well
+        for forkable in watched:
+            if forkable.pause(until):
+                paused.append(forkable)
+    except KeyboardInterrupt:  # which would be lost here: nothing that is raised here reaches anybody
+        _interrupted.add(get_ident())
 
 
 def _after_in_parent() -> None:
     for forkable in _paused.pop(get_ident(), ()):
         forkable.resume()
+    if get_ident() in _interrupted:
+        _interrupted.discard(get_ident())
+        Timer(_SOON, signal.pthread_kill, (get_ident(), signal.SIGINT)).start()
 
 
 def _after_in_child() -> None:
+    global _mutex
+    _mutex = RLock()  # another thread of the parent may have had it
+    _interrupted.clear()
     paused = _paused.pop(get_ident(), ())
     _paused.clear()
     for forkable in tuple(_watched):

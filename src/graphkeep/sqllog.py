@@ -67,7 +67,11 @@ class WriteAheadLog:
     @property
     def is_gone(self) -> bool:
         """Whether somebody has deleted it, and with it all that is written to it from then on."""
-        return self._was_there and os.fstat(self._file).st_nlink == 0 and not self._closed
+        try:
+            links = os.fstat(self._file).st_nlink
+        except OSError:  # then that is not known
+            return False
+        return self._was_there and not links and not self._closed
 
     def sync(self) -> None:
         """Wait until what is in it is on the disk; not any more when it is closed.

@@ -16,7 +16,7 @@ from .errors import CorruptSnapshotError, StorageError, UnusableStoreError
 from .sqlfork import refuse_carried
 from .sqlschema import APPLICATION_ID, MIGRATIONS, STEP_ENDS, TABLES
 
-__all__ = ('damaged', 'open_file', 'ours', 'translated')
+__all__ = ('damaged', 'leave', 'open_file', 'ours', 'translated')
 
 _OLDEST: Final = 3, 37  # the first that has STRICT tables
 _MODE: Final = 0o600
@@ -60,7 +60,10 @@ def open_file(path: Path, *, durable: bool = False) -> sqlite3.Connection:
         _set_up(db, path)
     except UnusableStoreError:
         with suppress(sqlite3.Error):
-            _leave(db, path)
+            if _has_log(path):
+                leave(db, path)
+            else:
+                db.close()
         raise
     except BaseException:
         with suppress(sqlite3.Error):
@@ -69,17 +72,16 @@ def open_file(path: Path, *, durable: bool = False) -> sqlite3.Connection:
     return db
 
 
-def _leave(db: sqlite3.Connection, path: Path) -> None:
+def leave(db: sqlite3.Connection, path: Path) -> None:
     """Close the connection, and leave what is in the log where it is.
 
     The last connection of all writes the log back and deletes it, unless it may only read.
     """
-    if not _has_log(path):
-        db.close()
-        return
     with closing(sqlite3.connect(f'{path.as_uri()}?mode=ro', timeout=0, uri=True)) as last:
-        last.execute('SELECT count(*) FROM sqlite_schema').fetchone()
-        db.close()
+        try:
+            last.execute('SELECT count(*) FROM sqlite_schema').fetchone()
+        finally:
+            db.close()
 
 
 def _has_log(path: Path) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .backend import LockBusy
 from .sqlfork import remaining
 from .sqlopen import open_file, translated
 
@@ -50,6 +51,9 @@ class Readers:
         with reader.mutex:
             if (db := reader.db) is None:
                 with self._opening, translated(self._path, 'read'):
+                    # so that it is known; unless somebody else has opened one for a thread that has ended
+                    if self._readers.setdefault(thread, reader) is not reader:
+                        raise LockBusy
                     db = reader.db = open_file(self._path, durable=self._durable)
             yield db
 
@@ -66,11 +70,13 @@ class Readers:
         """
         if not self._opening.acquire(timeout=remaining(until)):
             return False
-        # one that is not open stays so, whoever has it in hand
-        if all(reader.close(until) for reader in list(self._readers.values()) if reader.db is not None):
-            return True
-        self._opening.release()
-        return False
+        closed = False
+        try:
+            closed = all(reader.close(until) for reader in list(self._readers.values()))
+        finally:
+            if not closed:
+                self._opening.release()
+        return closed
 
     def resume(self) -> None:
         """Let connections be opened again."""
@@ -97,8 +103,15 @@ class _Reader:
         self.mutex = threading.Lock()
         self.db: sqlite3.Connection | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection."""
+        return self.db is not None
+
     def close(self, until: float | None = None) -> bool:
         """Close it when nobody uses it; unless that is later than the given moment."""
+        if not self.is_open:  # whoever has it in hand may be waiting to open it
+            return True
         if not self.mutex.acquire(timeout=-1 if until is None else remaining(until)):
             return False
         try:

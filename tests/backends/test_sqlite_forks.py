@@ -325,3 +325,107 @@ def test_log_that_was_deleted(tmp_path: Path, durability: Durability):
     asyncio.run(finish(store, 'anew'))
     asyncio.run(store.aclose())
     assert 'anew' in stored(path)
+
+
+def test_interrupted_fork(tmp_path: Path):
+    """Who interrupts a fork that waits for a reader gets the interrupt, and the store goes on."""
+    store = SqliteStore(tmp_path / 'runs.db')
+    database = cast(Database, cast(Any, store)._database)
+    asyncio.run(finish(store, 'one'))
+    at_it, over = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with database.readers.reading():
+            at_it.set()
+            assert over.wait(20)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    assert at_it.wait(20)
+    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    began = time.monotonic()
+
+    def child() -> str:
+        return 'forked'
+
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 -- it comes at any time after the fork
+        timer.start()
+        with forked(child) as told:
+            told()
+        time.sleep(5)
+    assert time.monotonic() - began < 5
+    over.set()
+    thread.join()
+    timer.join()
+    asyncio.run(finish(store, 'two'))
+    assert len(asyncio.run(store.runs())) == 2
+    asyncio.run(store.aclose())
+
+
+def test_busy_reader_and_a_writer(tmp_path: Path):
+    """A fork that waits for a reader keeps nobody from writing, however short a time they would wait."""
+    store = SqliteStore(tmp_path / 'runs.db', busy_timeout=0)
+    database = cast(Database, cast(Any, store)._database)
+    asyncio.run(finish(store, 'one'))
+    at_it, over = threading.Event(), threading.Event()
+    failed: list[BaseException] = []
+
+    def read() -> None:
+        with database.readers.reading():
+            at_it.set()
+            assert over.wait(20)
+
+    def write() -> None:
+        number = 0
+        try:
+            while not over.is_set():
+                database.write(lambda db: None)
+                number += 1
+                time.sleep(0.01)
+        except BaseException as exc:
+            failed.append(exc)
+
+    threads = [threading.Thread(target=target, daemon=True) for target in (read, write)]
+    for thread in threads:
+        thread.start()
+    assert at_it.wait(20)
+    threading.Timer(0.5, over.set).start()
+    with forked(lambda: asyncio.run(finish(store, 'two')) or 'done') as told:
+        assert told() == 'done'
+    for thread in threads:
+        thread.join()
+    assert not failed
+    asyncio.run(store.aclose())
+    assert stored(tmp_path / 'runs.db') == ['one', 'two']
+
+
+def test_deleted_log_and_others(tmp_path: Path):
+    """What is left of a log that was deleted is not written over what others have committed since."""
+    path = tmp_path / 'runs.db'
+    store = SqliteStore(path)
+    asyncio.run(finish(store, 'one'))
+    for end in '-wal', '-shm':
+        path.with_name(f'runs.db{end}').unlink()
+    script = f"""
+import asyncio, sys
+sys.path[:] = {sys.path!r}
+from pathlib import Path
+from graphkeep import SqliteStore
+from tests.backends.test_sqlite_forks import finish
+async def main():
+    async with SqliteStore(sys.argv[1]) as store:
+        await finish(store, *(f'other-{{number}}' for number in range(30)))
+asyncio.run(main())
+"""
+    asyncio.run(_output(script, str(path)))
+    there = stored(path)
+    assert len(there) >= 30
+    asyncio.run(finish(store, 'two'))
+    with forked(lambda: asyncio.run(finish(SqliteStore(path), 'three')) or 'done') as told:
+        assert 'in use while this process was forked' in told()
+    with pytest.raises(CorruptSnapshotError, match='may be lost'):
+        asyncio.run(store.aclose())
+    assert stored(path) == there
+    asyncio.run(finish(store, 'anew'))
+    asyncio.run(store.aclose())
+    assert stored(path) == sorted([*there, 'anew'])
