@@ -398,9 +398,8 @@ def _read(values: Mapping[str, Any], seq: int, place: str) -> tuple[StepRecord, 
 
 
 def _read_end(values: Mapping[str, Any], snapshot_id: str, seq: int) -> tuple[StepRecord, Ownership]:
-    record = StepRecord(
-        id=snapshot_id, kind='end', node_id='End', status='success', seq=seq, start_ts=as_moment(values['ts'])
-    )
+    ended = None if values['ts'] is None else as_moment(values['ts'])
+    record = StepRecord(id=snapshot_id, kind='end', node_id='End', status='success', seq=seq, start_ts=ended)
     return record, read_ownership(values)
 
 
