@@ -5,7 +5,6 @@ See https://sqlite.org/fileformat2.html#the_write_ahead_log for its format.
 
 from __future__ import annotations
 
-import errno
 import os
 import weakref
 from pathlib import Path
@@ -66,7 +65,10 @@ class WriteAheadLog:
 
     @property
     def is_gone(self) -> bool:
-        """Whether somebody has deleted it, and with it all that is written to it from then on."""
+        """Whether somebody has deleted it, and with it all that is written to it from then on.
+
+        Not to be asked by a thread that syncs: to have the interpreter once more takes as long as a step.
+        """
         try:
             links = os.fstat(self._file).st_nlink
         except OSError:  # then that is not known
@@ -85,8 +87,6 @@ class WriteAheadLog:
             # the system says once that something is not on the disk, and then no more
             raise another(self._doubtful)
         try:
-            if self.is_gone:
-                raise OSError(errno.ENOENT, DELETED)
             getattr(os, 'fdatasync', os.fsync)(self._file)
         except OSError as exc:
             self._doubtful = exc
