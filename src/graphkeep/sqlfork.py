@@ -22,7 +22,6 @@ from .errors import StorageError
 __all__ = ('Forkable', 'refuse_carried', 'remaining', 'watch')
 
 _PATIENCE: Final = 1.0  # seconds to wait, at a fork, for what is under way in other threads
-
 _SOON: Final = 0.01  # seconds after which this is not the one that is interrupted any more
 
 

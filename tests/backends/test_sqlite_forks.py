@@ -11,15 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import pytest
-from pydantic_graph import BaseNode, End, GraphRunContext
 
-from graphkeep import CorruptSnapshotError, Graph, SqliteStore, StorageError, run_or_resume, sqlfork
+from graphkeep import CorruptSnapshotError, SqliteStore, StorageError, run_or_resume, sqlfork
 from graphkeep.sqldb import Database
+from tests.backends.counting import Count, Tally, graph
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, 'fork'), reason='the platform does not fork'),
@@ -29,27 +28,10 @@ pytestmark = [
 Durability = Literal['normal', 'full']
 
 
-@dataclass
-class Tally:
-    numbers: list[int] = field(default_factory=list[int])
-
-
-@dataclass
-class Count(BaseNode[Tally, None, list[int]]):
-    number: int = 1
-
-    async def run(self, ctx: GraphRunContext[Tally, None]) -> Count | End[list[int]]:
-        ctx.state.numbers.append(self.number)
-        return End(ctx.state.numbers) if self.number == 3 else Count(self.number + 1)
-
-
-graph = Graph(nodes=(Count,))
-
-
 async def finish(store: SqliteStore, *run_ids: str) -> None:
     """Run these to their ends, one after the other."""
     for run_id in run_ids:
-        result = await run_or_resume(graph, Count(), state=Tally(), persistence=store.run(run_id))
+        result = await run_or_resume(graph, Count(), state=Tally(), deps=None, persistence=store.run(run_id))
         assert result.output == [1, 2, 3]
 
 
