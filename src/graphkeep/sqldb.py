@@ -1,4 +1,4 @@
-"""One SQLite file: its connections, its schema, and who writes when.
+"""One SQLite file: who writes when, and how long it is open.
 
 A commit that finds the file free is made where it is asked for. Where many runs of an event loop go on side
 by side, what they commit in one round of it is gathered, and made there in one transaction at its end. What
@@ -14,21 +14,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from .backend import LockBusy, TryAgain, Turn
 from .commit import Receipt
-from .errors import CorruptSnapshotError, GraphkeepError, LockTimeoutError, StorageError, another
+from .errors import GraphkeepError, LockTimeoutError, StorageError, another
 from .promise import Promise
 from .sqldisk import Disk
 from .sqlfork import remaining, watch
-from .sqllog import DELETED, WriteAheadLog
-from .sqlopen import leave, open_file, ours, translated
+from .sqlopen import ours, translated
 from .sqlreaders import Readers, roll_back
-from .sqlschema import APPLICATION_ID
+from .sqlwriter import BRIEFLY, Writer
 from .sqlwrites import Stageable, Ticket, Told, Write, enter, tell
 from .turns import Turns
 
@@ -36,14 +35,7 @@ __all__ = ('Database',)
 
 T = TypeVar('T')
 
-_BRIEFLY: Final = 0.05  # seconds to wait for another thread of this process in any case
 _WAIT: Final = 0.0005, 0.02  # seconds between two tries for the lock: the first and the longest wait
-_LOOK: Final = 64  # commits between two looks at how long the log is
-# Bytes of the log from which on it is written back into the file. Where the disk is waited for, a short one
-# pays, of which more is kept than is used: what is written over is on the disk sooner than what makes the log
-# longer.
-_LONG: Final = {False: 32 * 2**20, True: 2 * 2**20}
-_KEPT: Final = {False: 32 * 2**20, True: 8 * 2**20}
 
 
 def _nothing() -> None:
@@ -66,24 +58,18 @@ class Database:
     def _begin_anew(self) -> None:
         self.ready = False
         self._shut = False  # unless something was stored since; it is open only for as long as it takes
-        self._mutex = threading.Lock()  # who may use the connection that writes
-        self._paused = False  # whether nobody may because of a fork
-        self._writer: sqlite3.Connection | None = None
-        self.readers = Readers(self.path, durable=self.durable)
+        self._paused = False  # whether nobody may write because of a fork
         self._queue: deque[Ticket] = deque()
         self._queue_mutex = threading.Lock()
         self._draining = False  # whether a thread makes what waits
         self._idle = threading.Event()  # set unless that is so
         self._idle.set()
-        self._backed = threading.Event()  # unless the log is being written back
-        self._backed.set()
         self._threads = ThreadPoolExecutor(4, thread_name_prefix='graphkeep-sqlite')
+        self.readers = Readers(self.path, durable=self.durable)
+        self._writer = Writer(self.path, durable=self.durable)
         self._disk = Disk(self.path, self._threads.submit)
         self._closing = 0  # how many wait until there is nothing more to do
         self._syncing = 0  # how many are about to wait for the disk besides those
-        self._commits = 0
-        self._long = False
-        self._log: WriteAheadLog | None = None
 
     # ------------------------------------------------------------------------------------------ one commit
 
@@ -96,18 +82,19 @@ class Database:
         Raises:
             LockBusy: if anything would have to be waited for. Nothing was done.
         """
-        if not self.ready or self._draining or not self._mutex.acquire(blocking=False):
+        writer = self._writer
+        if not self.ready or self._draining or not writer.mutex.acquire(blocking=False):
             raise LockBusy
         try:
-            db = self._writer
-            if self._log_is_long() or db is None or not turn.mutex.acquire(blocking=False):
+            db = writer.db
+            if writer.must_wait(self._back) or db is None or not turn.mutex.acquire(blocking=False):
                 raise LockBusy
             try:
                 return self._write_alone(db, run, turn)
             finally:
                 turn.mutex.release()
         finally:
-            self._mutex.release()
+            writer.mutex.release()
 
     def _write_alone(self, db: sqlite3.Connection, run: Stageable, turn: Turn) -> Receipt | Promise[Receipt]:
         try:
@@ -133,54 +120,12 @@ class Database:
         except RuntimeError:  # no thread is to be had
             func()
 
-    def _log_is_long(self, commits: int = 1) -> bool:
-        """Whether the log grows faster than a thread writes it back; if it is long, have one begin that."""
-        self._commits += commits
-        if self._commits < _LOOK:
-            return self._long
-        self._commits = 0
-        if self._log_is_gone:
-            self.ready = False  # so that no more is made here
-            return True
-        if self._log is not None and self._log.reaches(_LONG[self.durable]):
-            if self._backed.is_set():
-                self._backed.clear()
-                self._start(self._write_back)
-            elif self._log.reaches(2 * _LONG[self.durable]):
-                self._long = True
-        return self._long
-
-    @property
-    def _log_is_gone(self) -> bool:
-        return self._log is not None and self._log.is_gone
-
-    def _without_log(self) -> CorruptSnapshotError:
-        return CorruptSnapshotError(
-            str(self.path), f'is damaged: {DELETED}, and what was committed since may be lost'
-        )
+    def _back(self) -> None:
+        """Have a thread write the log back."""
+        self._start(self._write_back)
 
     def _write_back(self) -> None:
-        """Write the log back while others go on writing, then what they added, and begin it anew.
-
-        Here, for the first commit in a log waits for the disk.
-        """
-        try:
-            reader = self.readers.connected(threading.current_thread())
-            failures = sqlite3.Error, LockBusy, GraphkeepError
-            with suppress(*failures), reader as db, closing(open_file(self.path)) as pin:
-                pin.execute('BEGIN')  # while somebody reads in it, nobody begins it anew
-                pin.execute('SELECT count(*) FROM sqlite_schema').fetchone()
-                db.execute('PRAGMA wal_checkpoint(PASSIVE)')
-                # not for long: who has it may wait for somebody's checkpoint, which waits for all who read
-                if self._mutex.acquire(timeout=_BRIEFLY):
-                    try:
-                        pin.close()
-                        if self._writer is not None:
-                            _begin_log_anew(self._writer)
-                    finally:
-                        self._mutex.release()
-        finally:
-            self._backed.set()
+        self._writer.write_back(self.readers)
 
     # --------------------------------------------------------------------------- what is made, together
 
@@ -199,12 +144,13 @@ class Database:
         """Make these commits here and now, in one transaction."""
         told: Told = deque((write, LockBusy()) for write in gathered)
         interrupt: BaseException | None = None
+        mutex = self._writer.mutex
         try:
-            if self.ready and not self._draining and self._mutex.acquire(blocking=False):
+            if self.ready and not self._draining and mutex.acquire(blocking=False):
                 try:
                     interrupt = self._write_here(gathered, told, in_loop)
                 finally:
-                    self._mutex.release()
+                    mutex.release()
         finally:
             tell(told)
         if interrupt is not None:
@@ -220,8 +166,8 @@ class Database:
 
         What has to wait for the disk is told in the event loop later. Return what has interrupted it.
         """
-        db = self._writer
-        if self._log_is_long(len(writes)) or db is None:
+        db = self._writer.db
+        if self._writer.must_wait(self._back, len(writes)) or db is None:
             return None
         entered: list[Write] = []
         others: list[Write] = []
@@ -430,7 +376,7 @@ class Database:
         try:
             while True:
                 self._idle.wait()
-                self._backed.wait()
+                self._writer.backed.wait()
                 if self._close_if_idle():
                     return
                 time.sleep(_WAIT[0])
@@ -440,28 +386,21 @@ class Database:
 
     def _close_if_idle(self) -> bool:
         """Close every connection, unless something is under way."""
-        with self._mutex, translated(self.path, 'close'):
-            if self._syncing or self._disk.busy or not (self._idle.is_set() and self._backed.is_set()):
+        writer = self._writer
+        with writer.mutex, translated(self.path, 'close'):
+            if self._syncing or self._disk.busy or not (self._idle.is_set() and writer.backed.is_set()):
                 return False
-            self._shut, gone = True, self._log_is_gone
+            self._shut, gone = True, writer.log_is_gone
             self.readers.close()
             self._disk.rest()
             self._close_writer()
         if gone:
-            raise self._without_log()
+            raise writer.without_log()
         return True
 
     def _close_writer(self) -> None:
-        self.ready, gone = False, self._log_is_gone
-        log, self._log, self._disk.log = self._log, None, None
-        if log is not None:
-            log.close()
-        writer, self._writer = self._writer, None
-        if writer is not None and gone:
-            with suppress(sqlite3.Error):  # else it would write that over what others have written since
-                leave(writer, self.path)
-        elif writer is not None:
-            writer.close()
+        self.ready, self._disk.log = False, None
+        self._writer.close()
 
     # ---------------------------------------------------------------------------------------------- a fork
 
@@ -474,9 +413,9 @@ class Database:
         if not self.readers.pause(until):
             return False
         try:
-            if self._mutex.acquire(timeout=remaining(until)):
+            if self._writer.mutex.acquire(timeout=remaining(until)):
                 self._paused = True
-                if not self._log_is_gone:
+                if not self._writer.log_is_gone:
                     self._disk.sync()  # for whoever waits for that
                     with translated(self.path, 'close'):
                         self._close_writer()
@@ -494,12 +433,12 @@ class Database:
         self.readers.resume()
         if self._paused:
             self._paused = False
-            self._mutex.release()
+            self._writer.mutex.release()
 
     def forked(self, *, closed: bool) -> None:
         """Begin anew in a child; what is open is the parent's."""
         if not closed:
-            _parents.extend([self._writer, *self.readers.connections()])
+            _parents.extend([self._writer.db, *self.readers.connections()])
         shut = self._shut
         self._begin_anew()
         self._shut = shut
@@ -507,39 +446,25 @@ class Database:
     @contextmanager
     def _writing(self, until: float) -> Generator[sqlite3.Connection]:
         """Give the connection that writes, alone, once the log is not too long."""
-        if self._long:
-            self._backed.wait()  # here, where it delays no event loop
-            self._long = False
-        patience = max(_BRIEFLY, min(self.busy_timeout, threading.TIMEOUT_MAX))
-        while not self._mutex.acquire(timeout=patience):
+        writer = self._writer
+        writer.wait()  # here, where it delays no event loop
+        patience = max(BRIEFLY, min(self.busy_timeout, threading.TIMEOUT_MAX))
+        while not writer.mutex.acquire(timeout=patience):
             if not self._paused:  # else it is not for long
                 raise LockTimeoutError(str(self.path), self.busy_timeout)
         try:
-            db = self._connected(until)
-            if self._log_is_gone:
-                raise self._without_log()
-            self._log_is_long()
+            db = writer.db or self._opened(until)
+            writer.go_on(self._back)
             yield db
         finally:
-            self._mutex.release()
+            writer.mutex.release()
 
-    def _connected(self, until: float) -> sqlite3.Connection:
-        if self._writer is None:
-            writer = self._patiently(lambda: open_file(self.path, durable=self.durable), until)
-            # what the log is cut to when it begins anew
-            writer.execute(f'PRAGMA journal_size_limit = {_KEPT[self.durable]}')
-            try:
-                # its name is new with the first connection of all
-                log = WriteAheadLog(self.path, sync_name=self.durable)
-            except OSError as exc:
-                writer.close()
-                raise StorageError(str(self.path), 'open', exc) from exc
-            if log.reaches(_LONG[self.durable]):  # all others end before they have looked at it
-                _begin_log_anew(writer)
-            self._writer, self._log, self.ready = writer, log, not self._shut
-            if self.durable:
-                self._disk.log = log
-        return self._writer
+    def _opened(self, until: float) -> sqlite3.Connection:
+        db = self._patiently(self._writer.open, until)
+        self.ready = not self._shut
+        if self.durable:
+            self._disk.log = self._writer.log
+        return db
 
     def _stay_open(self) -> None:
         self.ready, self._shut = True, False
@@ -563,14 +488,6 @@ class Database:
                     raise LockTimeoutError(str(self.path), self.busy_timeout) from None
             time.sleep(wait)
             wait = min(wait * 1.5, _WAIT[1])
-
-
-def _begin_log_anew(db: sqlite3.Connection) -> None:
-    """Write the log back, and make the first write of a new one, which waits for the disk."""
-    with suppress(sqlite3.Error):  # nothing is lost if it cannot be done now
-        db.execute('PRAGMA wal_checkpoint(PASSIVE)')  # most of it: whoever writes need not wait for that
-        db.execute('PRAGMA wal_checkpoint(RESTART)')
-        db.execute(f'PRAGMA application_id = {APPLICATION_ID}')  # as it is
 
 
 _parents: Final[list[object]] = []  # a parent's connections, which are not to be closed here

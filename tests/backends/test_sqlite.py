@@ -837,7 +837,7 @@ async def test_checkpoints(path: Path):
 
 async def test_log_that_grows_faster_than_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch):
     """Who writes more than can be written back meanwhile waits for that, and others have their turn."""
-    monkeypatch.setattr('graphkeep.sqldb._LONG', {False: 2**20, True: 2**20})
+    monkeypatch.setattr('graphkeep.sqlwriter._LONG', {False: 2**20, True: 2**20})
     statements, slow, ended = watch(monkeypatch), threading.Event(), threading.Event()
 
     def wait_once(sql: str) -> None:
@@ -869,7 +869,7 @@ async def test_log_that_grows_faster_than_the_disk(path: Path, monkeypatch: pyte
 
 async def test_log_of_many_short_processes(path: Path, monkeypatch: pytest.MonkeyPatch):
     """The log does not grow for ever if each of those who write ends soon, and the file stays open."""
-    monkeypatch.setattr('graphkeep.sqldb._LONG', {False: 2**19, True: 2**19})
+    monkeypatch.setattr('graphkeep.sqlwriter._LONG', {False: 2**19, True: 2**19})
     async with used(path):
         for number in range(20):
             async with SqliteStore(path) as store:
@@ -897,15 +897,15 @@ async def test_beginning_of_the_log(path: Path, monkeypatch: pytest.MonkeyPatch)
         persistence = store.run('run')
         persistence.set_graph_types(graph)
         statements.after, first = pause, log()
-        database(store)._backed.clear()
-        database(store)._start(database(store)._write_back)
+        database(store)._writer.backed.clear()
+        database(store)._back()
         await anyio.to_thread.run_sync(written_back.wait, 20)
         statements.made.clear()
         await persistence.snapshot_node(Tally(), Count())
         assert 'BEGIN IMMEDIATE' in statements.made
         assert log() == first
         go_on.set()
-        await anyio.to_thread.run_sync(database(store)._backed.wait, 20)
+        await anyio.to_thread.run_sync(database(store)._writer.backed.wait, 20)
         assert log() != first, 'it begins anew in the thread, without another commit'
 
 

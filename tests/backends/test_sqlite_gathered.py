@@ -533,7 +533,7 @@ async def test_disk_is_asked_before_the_file_may_be_closed(path: Path, monkeypat
     real = Disk.await_disk
 
     def await_disk(disk: Disk, *args: Any) -> None:
-        asked.append(cast(Any, store)._database._mutex.locked())
+        asked.append(cast(Any, store)._database._writer.mutex.locked())
         real(disk, *args)
 
     monkeypatch.setattr(Disk, 'await_disk', await_disk)

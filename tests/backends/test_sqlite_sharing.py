@@ -81,7 +81,7 @@ async def test_heartbeat(path: Path, trouble: str):
     if trouble == 'closed':
         await store.aclose()
     elif trouble == 'long':
-        cast('Any', store)._database._long = True
+        cast('Any', store)._database._writer._long = True
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
         if trouble == 'locked':
             other.execute('BEGIN IMMEDIATE')
@@ -132,7 +132,7 @@ async def is_closed(store: SqliteStore) -> None:
     """Wait until no connection of a store is open."""
     database = cast('Any', store)._database
     for _ in range(5_000):
-        if database._writer is None and not any(database.readers.connections()):
+        if database._writer.db is None and not any(database.readers.connections()):
             break
         await anyio.sleep(0.001)
     else:

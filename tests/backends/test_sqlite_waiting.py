@@ -59,7 +59,7 @@ async def test_wait_for_this_process(path: Path, seconds: float):
     async with SqliteStore(path, busy_timeout=seconds) as store:
         await begin(store, 'run')
         begun = time.monotonic()
-        with database(store)._mutex, anyio.fail_after(5), pytest.raises(LockTimeoutError):
+        with database(store)._writer.mutex, anyio.fail_after(5), pytest.raises(LockTimeoutError):
             await store.delete('run')
         assert seconds <= time.monotonic() - begun < seconds + 2
         assert await store.delete('run')
@@ -69,7 +69,7 @@ async def test_one_wait_for_both(path: Path):
     """What was waited for this process's threads is not waited once more for another process."""
     async with SqliteStore(path, busy_timeout=0.6) as store:
         await begin(store, 'run')
-        mutex, begun = database(store)._mutex, time.monotonic()
+        mutex, begun = database(store)._writer.mutex, time.monotonic()
         with locked(path):
             mutex.acquire()
             threading.Timer(0.4, mutex.release).start()
@@ -368,7 +368,7 @@ async def test_closed_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch):
             busy.go.set()
             time.sleep(0.05)  # noqa: ASYNC251 -- while the event loop is busy
         assert busy.by_loop == [False, False]
-        assert database(store)._writer is None
+        assert database(store)._writer.db is None
     assert len(await store.runs()) == 3
 
 
@@ -405,10 +405,10 @@ async def test_writing_back_while_somebody_waits(path: Path):
     """Who writes the log back waits for nobody who may wait for it, by way of somebody's checkpoint."""
     async with SqliteStore(path) as store:
         await begin(store, 'run')
-        with database(store)._mutex:
-            database(store)._backed.clear()
-            database(store)._start(database(store)._write_back)
-            assert await anyio.to_thread.run_sync(database(store)._backed.wait, 5)
+        with database(store)._writer.mutex:
+            database(store)._writer.backed.clear()
+            database(store)._back()
+            assert await anyio.to_thread.run_sync(database(store)._writer.backed.wait, 5)
             with closing(sqlite3.connect(path, isolation_level=None)) as other:
                 assert other.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchone()[0] == 0, 'it still reads'
 

@@ -36,6 +36,7 @@ PARTS = {
     'sqlrun': 'the commits of a step, and what they make of the run at hand',
     'sqlview': 'the commits of a step, and what they make of the run at hand',
     'sqldb': 'whose turn it is to write',
+    'sqlwriter': 'whose turn it is to write',
     'stored': 'whose turn it is to write',
     'offload': 'whose turn it is to write',
     'promise': 'whose turn it is to write',
