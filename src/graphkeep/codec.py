@@ -9,25 +9,11 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
 from datetime import datetime
 from functools import lru_cache, partial
-from typing import (
-    Annotated,
-    Any,
-    Final,
-    ForwardRef,
-    Generic,
-    NamedTuple,
-    Never,
-    TypeVar,
-    Union,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, Final, Generic, NamedTuple, cast, get_origin
 
 import pydantic
 from pydantic_core import from_json, to_json
@@ -36,19 +22,13 @@ from ._host import BaseNode, End, RunEndT, StateT, set_snapshot_id
 from .certain import certainty_of
 from .commit import START_NODE, StepRecord
 from .errors import CorruptSnapshotError, UnfaithfulSnapshotError, UnsupportedTypeError
-from .faithful import (
-    CONFIG_PLACE,
-    INF_NAN_HINT,
-    Difference,
-    comparer_of,
-    difference,
-)
+from .faithful import CONFIG_PLACE, INF_NAN_HINT, Difference, comparer_of, difference
 from .parts import Part, parts_of, shown
+from .results import NodeType, result_type_of
 from .snapshots import EndSnapshot, NodeSnapshot, SnapshotStatus
 
 __all__ = ('Body', 'Codec', 'Refusal', 'Shape')
 
-_NodeType = type[BaseNode[Any, Any, Any]]
 _Compare = Callable[[Any, Any], Difference | None]
 
 
@@ -67,18 +47,18 @@ class Codec(Generic[StateT, RunEndT]):
     Nothing in it changes, so threads may share it.
     """
 
-    nodes: tuple[_NodeType, ...]
+    nodes: tuple[NodeType, ...]
     """The node types of the graph."""
     state_type: Any
     """The type of the graph's state."""
     run_end_type: Any
     """The declared type of the graph's result; other types that its nodes declare are carried too."""
 
-    def __init__(self, nodes: Sequence[_NodeType], state_type: Any, run_end_type: Any):
+    def __init__(self, nodes: Sequence[NodeType], state_type: Any, run_end_type: Any):
         self.nodes = tuple(nodes)
         self.state_type = state_type
         self.run_end_type = run_end_type
-        result_type = _result_type(self.nodes, run_end_type)
+        result_type = result_type_of(self.nodes, run_end_type)
         self._state = Shape('state type', state_type, state_type, comparer_of(state_type))
         # `End[...]` may return an alias made before for an equal type, see `of`
         ends = types.GenericAlias(End, (result_type,))
@@ -89,7 +69,7 @@ class Codec(Generic[StateT, RunEndT]):
 
     @classmethod
     def of(
-        cls, nodes: Sequence[_NodeType], state_type: type[StateT] | None, run_end_type: type[RunEndT] | None
+        cls, nodes: Sequence[NodeType], state_type: type[StateT] | None, run_end_type: type[RunEndT] | None
     ) -> Codec[StateT, RunEndT]:
         """Return the codec of a graph with these types; building one takes milliseconds, so they are kept.
 
@@ -225,7 +205,7 @@ class Codec(Generic[StateT, RunEndT]):
 
 
 @lru_cache(maxsize=128)
-def _kept(nodes: tuple[_NodeType, ...], state_type: Any, run_end_type: Any, *_: str) -> Codec[Any, Any]:
+def _kept(nodes: tuple[NodeType, ...], state_type: Any, run_end_type: Any, *_: str) -> Codec[Any, Any]:
     return Codec(nodes, state_type, run_end_type)
 
 
@@ -368,7 +348,7 @@ class Shape:
 class _NodeShape(Shape):
     """Writes and reads the nodes of one type; what is written has the node's id beside its fields."""
 
-    def __init__(self, node: _NodeType):
+    def __init__(self, node: NodeType):
         super().__init__('node', node, node, difference)
         self.node_id = node.get_node_id()
         self.node_class: type = get_origin(node) or node
@@ -470,47 +450,3 @@ def _part_at(value: Any, loc: Iterable[int | str]) -> Part:
 
 def _listed(names: Iterable[str]) -> str:
     return ', '.join(repr(name) for name in names) or 'no nodes'
-
-
-# -- what a graph may return
-
-
-def _result_type(nodes: Iterable[_NodeType], declared: Any) -> Any:
-    """Return the union of the graph's declared result type and those that its nodes declare."""
-    found = [declared]
-    localns = {node.get_node_id(): node for node in nodes}  # nodes of a local scope name each other
-    for node in nodes:
-        for type_ in (*_base_arguments(node), *_returned(node, localns)):
-            # `Any` beside a type would take from it what that type has to convert
-            if type_ not in (Never, Any, object, *found) and not isinstance(type_, TypeVar | ForwardRef):
-                found.append(type_)
-    return Union[tuple(found)] if len(found) > 1 else declared  # noqa: UP007
-
-
-def _base_arguments(node: _NodeType) -> Iterator[Any]:
-    for cls in (get_origin(node) or node).__mro__:
-        for base in cls.__dict__.get('__orig_bases__', ()):
-            if get_origin(base) is BaseNode:
-                yield from get_args(base)[2:]
-
-
-def _returned(node: _NodeType, localns: dict[str, Any]) -> Iterator[Any]:
-    try:
-        hint = get_type_hints(node.run, localns=localns, include_extras=True).get('return')
-    except Exception:  # names of a scope that is gone; the declared type remains
-        return
-    for member in _members(hint):
-        if get_origin(member) is End:
-            yield from get_args(member)
-
-
-def _members(hint: Any) -> Iterator[Any]:
-    if hasattr(hint, '__value__'):  # `type X = ...`
-        yield from _members(hint.__value__)
-    elif get_origin(hint) is Annotated:
-        yield from _members(hint.__origin__)
-    elif get_origin(hint) in (Union, types.UnionType):
-        for member in get_args(hint):
-            yield from _members(member)
-    else:
-        yield hint
