@@ -150,14 +150,19 @@ def check_statuses(
     return frozenset(given)
 
 
-def check_moment(name: str, moment: object) -> datetime:
+def check_moment(name: str, moment: object, *, or_: str = '') -> datetime:
     """Return the moment if it is one.
+
+    Args:
+        name: What is said to be none.
+        moment: What may be one.
+        or_: What else it could have been.
 
     Raises:
         ValueError: if it is not, or could be one in any time zone.
     """
     if not isinstance(moment, datetime) or moment.tzinfo is None:
-        raise ValueError(f'{name} must be an aware time, got {moment!r}')
+        raise ValueError(f'{name} must be an aware time{or_ and f" or {or_}"}, got {moment!r}')
     return moment
 
 

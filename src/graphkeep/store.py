@@ -346,7 +346,7 @@ class Store(ABC):
 
     def _before(self, older_than: timedelta | datetime) -> datetime:
         if not isinstance(older_than, timedelta):
-            return check_moment('older_than', older_than)
+            return check_moment('older_than', older_than, or_='a timedelta')
         try:
             return self.clock() - older_than
         except OverflowError:  # longer ago than there are dates

@@ -108,9 +108,9 @@ async def test_many(store: Store, clock: Clock):
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({'older_than': datetime(2026, 1, 1)}, 'older_than must be an aware time'),
-    ({'older_than': date(2026, 1, 1)}, 'older_than must be an aware time'),
-    ({'older_than': 5}, 'older_than must be an aware time'),
+    ({'older_than': datetime(2026, 1, 1)}, 'older_than must be an aware time or a timedelta'),
+    ({'older_than': date(2026, 1, 1)}, 'older_than must be an aware time or a timedelta'),
+    ({'older_than': 5}, 'older_than must be an aware time or a timedelta'),
     ({'older_than': HOUR, 'keep_last': -1}, 'keep_last must be .*-1'),
     ({'older_than': HOUR, 'keep_last': True}, 'keep_last must be .*True'),
     ({'older_than': HOUR, 'keep_last': '5'}, "keep_last must be .*'5'"),
