@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 import anyio
@@ -15,7 +15,7 @@ from .errors import LockTimeoutError
 from .offload import asyncio_task, finished, pause, redeliver
 from .promise import Promise, Work
 
-__all__ = ('Calling', 'call', 'whole')
+__all__ = ('Calling', 'answer', 'call', 'whole')
 
 P = ParamSpec('P')
 S = TypeVar('S')
@@ -78,6 +78,18 @@ async def call(
         interrupted = await pause(wait, stubborn=how.stubborn) or interrupted
         waited += wait
         wait = min(wait * 1.5, _POLL[1])
+
+
+async def answer(func: Callable[[], T], submit: Callable[[Callable[[], T]], Work[T]], how: Calling) -> T:
+    """Call `func`, or have it called by `submit`; raise a cancellation that came meanwhile when it has ended.
+
+    Raises:
+        LockTimeoutError: if the storage was locked for longer than `lock_timeout`.
+    """
+    value, interrupted = await call(func, partial(submit, func), how)
+    if interrupted is not None:
+        raise interrupted
+    return value
 
 
 def whole(verb: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:

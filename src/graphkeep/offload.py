@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import anyio
 
@@ -21,11 +21,14 @@ __all__ = (
     'caller',
     'current_task',
     'finished',
+    'once',
+    'outcome',
     'pause',
     'redeliver',
     'submit',
 )
 
+P = ParamSpec('P')
 T = TypeVar('T')
 
 
@@ -72,6 +75,20 @@ def current_task() -> object:
     return trio.lowlevel.current_task()
 
 
+def once(func: Callable[P, object]) -> Callable[P, None]:
+    """Return what calls `func` the first time that it is called, by whatever thread, and not again.
+
+    A pool of threads that can start none keeps what it was given all the same, for the next one it starts.
+    """
+    first = threading.Lock()
+
+    def called(*args: P.args, **kwargs: P.kwargs) -> None:
+        if first.acquire(blocking=False):
+            func(*args, **kwargs)
+
+    return called
+
+
 def submit(func: Callable[[], T]) -> Future[T]:
     """Run `func`, which waits for nobody, in a thread that all of this process share."""
     return _shared.submit(func)
@@ -95,6 +112,22 @@ async def finished(work: Work[Any]) -> BaseException | None:
             work.add_done_callback(_waker(call, event.set))
             await event.wait()
     return None
+
+
+async def outcome(work: Work[T]) -> T:
+    """Wait until the work is done; return what it came to, unless a cancellation came meanwhile: raise that.
+
+    If it came to an error, that is raised, and the cancellation comes at the next await.
+    """
+    interrupted = await finished(work)
+    try:
+        value = work.result()
+    except Exception:
+        redeliver(interrupted)
+        raise
+    if interrupted is not None:
+        raise interrupted
+    return value
 
 
 async def _finished_in_asyncio(work: Work[Any]) -> BaseException | None:
@@ -129,11 +162,20 @@ def _waker(call: Callable[[Callable[[], object]], object], wake: Callable[[], ob
 
 
 def redeliver(interrupted: BaseException | None) -> None:
-    """Cancel the current task with a cancellation that was caught, so that its next await raises it."""
+    """Cancel the current task with a cancellation that was caught, so that its next await raises it.
+
+    Unless whoever asked for it takes that back before, as a timeout does when it is left.
+    """
     task = asyncio.current_task() if interrupted is not None else None
     if task is not None and interrupted is not None:
+        # not now: before Python 3.13 a task that is to be cancelled is, even if that is taken back
+        asyncio.get_running_loop().call_soon(_cancel_again, task, task.cancelling(), interrupted.args)
+
+
+def _cancel_again(task: asyncio.Task[Any], asked: int, args: tuple[Any, ...]) -> None:
+    if not task.done() and task.cancelling() >= asked:
         task.uncancel()
-        task.cancel(*interrupted.args)
+        task.cancel(*args)
 
 
 def caller() -> Callable[[Callable[[], object]], object]:

@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 
 from .commit import Receipt
 from .errors import StorageError, another
+from .offload import once
 from .promise import Promise
 from .sqllog import WriteAheadLog
 
@@ -76,10 +77,11 @@ class Disk:
         if lingered:
             self._rouse()
             return
+        wait = once(self._wait)
         try:
-            self._submit(partial(self._wait, monotonic() + _STAYS))
+            self._submit(partial(wait, monotonic() + _STAYS))
         except RuntimeError:
-            self._wait(0.0)
+            wait(0.0)
 
     def rest(self) -> None:
         """Have no thread wait for more to be made."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import anyio
 import pytest
 
-from graphkeep.offload import finished, pause, submit
+from graphkeep.offload import finished, pause, redeliver, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -98,3 +102,51 @@ async def test_stubborn_pause_of_a_task():
     await asyncio.sleep(0)
     task.cancel()
     assert isinstance(await task, asyncio.CancelledError)
+
+
+async def refused() -> None:
+    """Wait for work, be cancelled meanwhile, and raise the error of the work."""
+    interrupted = await finished(submit(partial(time.sleep, 0.05)))
+    redeliver(interrupted)
+    raise ValueError('it failed')
+
+
+async def test_cancellation_after_an_error():
+    """A cancellation that an error goes before is raised at the next await."""
+    reached = list[str]()
+
+    async def main() -> None:
+        with pytest.raises(ValueError, match='it failed'):
+            await refused()
+        reached.append('the error')
+        await asyncio.sleep(0)
+        reached.append('what comes then')
+
+    task = asyncio.create_task(main())
+    await asyncio.sleep(0.01)
+    task.cancel('stop')
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert reached == ['the error']
+
+
+async def within(limit: Any) -> None:
+    """Be refused within this limit, whichever library it is of."""
+    if isinstance(limit, asyncio.Timeout):
+        async with limit:
+            await refused()
+    else:
+        with limit:
+            await refused()
+
+
+@pytest.mark.parametrize('limit', [asyncio.timeout, anyio.fail_after, anyio.move_on_after])
+async def test_timeout_that_was_left(limit: Callable[[float], Any]):
+    """A timeout that ran out cancels nothing any more once it was left with an error."""
+    with pytest.raises(ValueError, match='it failed'):
+        await within(limit(0.01))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
