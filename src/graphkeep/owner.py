@@ -89,9 +89,9 @@ def _domain() -> str:
 def _started(pid: int) -> str | None:
     """Return when a process started, in clock ticks since boot; empty for a zombie, `None` if not known."""
     try:
-        stat = Path(f'/proc/{pid}/stat').read_text()
+        stat = Path(f'/proc/{pid}/stat').read_bytes()
     except OSError:
         return None
-    # the command's name, in brackets, may hold anything: count the fields from behind it
-    fields = stat[stat.rindex(')') + 2 :].split()
+    # the command's name, in brackets, may be anything, and end within a character: count from behind it
+    fields = stat[stat.rindex(b')') + 2 :].decode('ascii').split()
     return '' if fields[0] in 'ZX' else fields[19]

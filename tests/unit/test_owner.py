@@ -88,6 +88,7 @@ def test_proc_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(sys, 'platform', 'linux')
     monkeypatch.setattr(Path, 'read_text', refuse)
+    monkeypatch.setattr(Path, 'read_bytes', refuse)
     domain.cache_clear()
     try:
         assert new_owner(Holder()).domain == ''
@@ -107,7 +108,7 @@ def test_process_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch, number: i
     def refuse(*_: object) -> str:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(Path, 'read_text', refuse)
+    monkeypatch.setattr(Path, 'read_bytes', refuse)
     assert not is_gone(reused)
     assert not is_gone(altered(owner, pid=os.getppid()))
 
@@ -130,3 +131,19 @@ def test_what_the_system_says_of_a_process(monkeypatch: pytest.MonkeyPatch, exc:
 def test_owner_names_itself():
     """An owner is shown by its process and its host."""
     assert str(Owner('id', 'host.example', 42)) == 'process 42 on host.example'
+
+
+@on_linux
+@pytest.mark.parametrize('name', [b'\xe5\xa4\x84\xe7', b'a) Z 1 (', b'\xff\xfe'])
+def test_name_of_a_process(name: bytes):
+    """A process may be called anything; Linux cuts its name at 15 bytes, within a character too."""
+    command = Path('/proc/self/comm')
+    before, holder = command.read_bytes(), Holder()
+    owner = new_owner(holder)
+    command.write_bytes(name)
+    try:
+        assert cast('Any', owners)._started(os.getpid()) == owner.started
+        assert new_owner(Holder()).started == owner.started
+        assert not is_gone(owner)
+    finally:
+        command.write_bytes(before)
