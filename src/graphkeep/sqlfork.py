@@ -101,8 +101,11 @@ def _before() -> None:
 
 
 def _after_in_parent() -> None:
-    for forkable in _paused.pop(get_ident(), ()):
-        forkable.resume()
+    paused = _paused.get(get_ident(), [])
+    while paused:
+        paused[-1].resume()
+        paused.pop()
+    _paused.pop(get_ident(), None)
     if get_ident() in _interrupted:
         _interrupted.discard(get_ident())
         Timer(_SOON, signal.pthread_kill, (get_ident(), signal.SIGINT)).start()
@@ -123,3 +126,6 @@ def _after_in_child() -> None:
 
 if hasattr(os, 'register_at_fork'):
     os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    # once more, for what the first call has not come to: an interrupt that came while the process was forked
+    # is raised at its beginning, or in it, and lost
+    os.register_at_fork(after_in_parent=_after_in_parent)
