@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Generic, Literal, cast
-
-from anyio import CancelScope
 
 from . import naming
 from ._event_loop import run_until_complete
@@ -27,6 +25,7 @@ from ._node_defs import (
     namespace_of_caller,
 )
 from ._spans import new_span, traceparent_of
+from .leaving import Leaving
 from .memory import SimpleStatePersistence
 from .naming import skip_context_manager
 from .persistence import StatePersistence
@@ -209,7 +208,8 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
                 raise await persistence.why_unresumable()
             raise GraphRuntimeError('Unable to restore snapshot from state persistence.')
         set_snapshot_id(snapshot.node, snapshot.id)
-        try:
+        leaving = Leaving(persistence) if isinstance(persistence, StatePersistence) else nullcontext()
+        async with leaving:
             with self._traced(span) as traceparent:
                 yield GraphRun(
                     graph=self,
@@ -220,10 +220,6 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
                     traceparent=traceparent,
                     snapshot_id=snapshot.id,
                 )
-        finally:
-            if isinstance(persistence, StatePersistence):
-                with CancelScope(shield=True):
-                    await persistence.release()  # of what was run nothing is left to give back
 
     async def initialize(
         self,

@@ -18,7 +18,7 @@ from ._host import (
     RunEndT,
     StateT,
 )
-from .commit import Commit, Parts, Receipt, Row, StatusChange, StepError, StepRecord, Tail
+from .commit import Commit, Parts, Receipt, Row, StatusChange, StepRecord, Tail
 from .errors import (
     CorruptSnapshotError,
     GraphkeepError,
@@ -34,8 +34,8 @@ from .errors import (
 )
 from .guard import Guard
 from .snapshots import EndSnapshot, NodeSnapshot, Snapshot, now_utc
-from .status import CLAIM, FAIL, RECOVER, RELEASE, RETRY
-from .steprun import StepRun, undone
+from .status import CLAIM, RECOVER, RELEASE, RETRY
+from .steprun import StepRun, breaking, broken, undone
 from .taskrows import path_of
 
 if TYPE_CHECKING:
@@ -447,7 +447,7 @@ class StatePersistence(
             await self._flush()
         try:
             row = self._row(snapshot)
-        except Exception as exc:
+        except BaseException as exc:
             if ended is not None:
                 await self._fail(ended, exc)
             raise
@@ -479,8 +479,10 @@ class StatePersistence(
             raise receipt.interrupted
         return receipt
 
-    async def fail_held(self, exc: Exception) -> None:
+    async def fail_held(self, exc: BaseException) -> None:
         """Record a node that returned as failed, because `exc` kept its next from being recorded.
+
+        Unless that is an `Exception` it was interrupted, and runs again.
 
         Does nothing if there is no such node. `snapshot_node` and `snapshot_end` do this themselves.
         """
@@ -488,8 +490,8 @@ class StatePersistence(
         if ended is not None:
             await self._fail(ended, exc)
 
-    async def _fail(self, ended: StatusChange, exc: Exception) -> None:
-        change = StatusChange(ended.snapshot_id, FAIL, None, ended.duration, StepError.of(exc))
+    async def _fail(self, ended: StatusChange, exc: BaseException) -> None:
+        change = broken(ended.snapshot_id, ended.duration, breaking(exc), exc)
         try:
             await self._land(Commit((change,), must_land=True))
         except GraphkeepError as other:

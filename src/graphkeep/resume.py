@@ -10,16 +10,15 @@ from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
 )
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import anyio
 from typing_extensions import TypeVar
 
 from . import naming
 from ._host import BaseNode, End, GraphRuntimeError, RunEndT, StateT
 from .errors import GraphkeepError, RunFinishedError, SnapshotStatusError
 from .graph import Graph, GraphRun, GraphRunResult
+from .leaving import Leaving
 from .naming import skip_context_manager
 from .persistence import StatePersistence
 from .snapshots import EndSnapshot
@@ -209,7 +208,7 @@ async def iter_or_resume(
     if start_node is not None:
         await persistence.snapshot_start(None if state is UNSET else state, start_node)
     async with AsyncExitStack() as stack:
-        stack.push_async_exit(_Leaving(persistence))
+        stack.push_async_exit(Leaving(persistence))
         resuming = graph.iter_from_persistence(persistence, deps=deps, span=span, infer_name=False)
         try:
             run = await stack.enter_async_context(resuming)
@@ -233,22 +232,6 @@ async def _finished(
     return GraphRun(
         graph=graph, start_node=end, persistence=persistence, state=last.state, deps=deps, traceparent=None
     )
-
-
-class _Leaving(AbstractAsyncContextManager[None]):
-    """Leaves nothing in hand when a run is left, whichever host's runner it was."""
-
-    def __init__(self, persistence: StatePersistence[Any, Any]):
-        self._persistence = persistence
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        with anyio.CancelScope(shield=True):
-            if isinstance(exc, Exception):
-                # the 1.x host finds only after the node's end that what it returned is no node
-                await self._persistence.fail_held(exc)
-            await self._persistence.release()
 
 
 def _check_builder_graph(graph: object, start_node: object) -> None:

@@ -15,7 +15,7 @@ from .step import Step, running
 if TYPE_CHECKING:
     from .persistence import StatePersistence
 
-__all__ = ('StepRun', 'undone')
+__all__ = ('StepRun', 'breaking', 'broken', 'undone')
 
 
 class StepRun(AbstractAsyncContextManager[None]):
@@ -66,19 +66,14 @@ class StepRun(AbstractAsyncContextManager[None]):
             duration = perf_counter() - self._begun
             self._persistence._ended = StatusChange(self._snapshot_id, SUCCEED, None, duration)
         else:
-            interrupted = await self._end(FAIL if isinstance(exc, Exception) else RELEASE, exc)
+            interrupted = await self._end(breaking(exc), exc)
             if interrupted is not None and isinstance(exc, Exception):
                 raise interrupted
         return False
 
     async def _end(self, transition: Transition, exc: BaseException) -> BaseException | None:
         """Write how it ended; return a cancellation that came meanwhile. `exc` goes on to the caller."""
-        duration = perf_counter() - self._begun
-        if transition is FAIL:
-            change = StatusChange(self._snapshot_id, FAIL, None, duration, StepError.of(exc))
-        else:
-            reason = f'interrupted by {type(exc).__name__}'
-            change = StatusChange(self._snapshot_id, RELEASE, None, duration, reason=reason)
+        change = broken(self._snapshot_id, perf_counter() - self._begun, transition, exc)
         persistence = self._persistence
         commit = Commit(changes=(change,), must_land=True)
         try:
@@ -94,6 +89,20 @@ class StepRun(AbstractAsyncContextManager[None]):
     def step(self) -> Step:
         """Return what the node's code may know of this step."""
         return Step(self._persistence.run_id, self._snapshot_id, self._receipt.seq, self._receipt.attempt)
+
+
+def breaking(exc: BaseException) -> Transition:
+    """Return what becomes of a node that `exc` ended: it failed, unless it was interrupted."""
+    return FAIL if isinstance(exc, Exception) else RELEASE
+
+
+def broken(
+    snapshot_id: str, duration: float | None, transition: Transition, exc: BaseException
+) -> StatusChange:
+    """Return how a node ended because of `exc`: it failed, or was interrupted."""
+    if transition is FAIL:
+        return StatusChange(snapshot_id, FAIL, None, duration, StepError.of(exc))
+    return StatusChange(snapshot_id, RELEASE, None, duration, reason=f'interrupted by {type(exc).__name__}')
 
 
 def undone(exc: StorageError | LockTimeoutError) -> bool:

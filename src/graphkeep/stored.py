@@ -7,14 +7,14 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from . import _host
 from ._host import RunEndT, StateT
 from .backend import LockBusy, RunBackend
-from .calls import Calling, call
+from .calls import Calling, answer, call
 from .claims import Claims, Commitment, node_guard
 from .codec import Codec
 from .commit import About, Commit, Receipt, Row, StepRecord, Tail
@@ -28,7 +28,7 @@ from .runinfo import check_moment, is_number
 from .snapshots import Snapshot
 from .turns import Stint, Turns
 
-__all__ = ('LEASE', 'LOCK_TIMEOUT', 'StoredStatePersistence')
+__all__ = ('LEASE', 'LOCK_TIMEOUT', 'Durability', 'StoredStatePersistence', 'check_durability')
 
 T = TypeVar('T')
 
@@ -37,10 +37,32 @@ _LONGEST: Final = 10**9
 _MANY: Final = 200
 # rows and changes of a commit: with more the event loop goes on while a thread writes
 
+Durability: TypeAlias = Literal['normal', 'full']
+"""What a commit survives, of what is kept on a disk.
+
+- `'normal'`: the death of the process at any moment, by `kill -9` too. After a loss of power or a crash of
+  the system what is stored is as it was some moments before; a JSON file, on a file system that orders writes
+  loosely, may be damaged.
+- `'full'`: a loss of power too, on a disk that keeps what it has acknowledged. What is stored, and the end
+  of each step, waits for the disk. That a node is claimed or running, and a renewal of the lease, does not:
+  a loss of power ends what they are about, and may take the attempt off the record.
+"""
+
 LEASE = 30.0
 """How long a run stays its owner's without a renewal, in seconds, unless told otherwise."""
 LOCK_TIMEOUT = 10.0
 """How long a call waits while somebody else is writing, in seconds, unless told otherwise."""
+
+
+def check_durability(durability: object) -> bool:
+    """Return whether the disk is waited for.
+
+    Raises:
+        ValueError: if it is no `Durability`.
+    """
+    if durability not in ('normal', 'full'):
+        raise ValueError(f"durability must be 'normal' or 'full', got {durability!r}")
+    return durability == 'full'
 
 
 class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
@@ -75,6 +97,7 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
 
         Raises:
             ValueError: if an option is not of that kind, or the clock of `backend` tells no aware time.
+            TypeError: if `tags` is not several things at all.
         """
         if not (is_number(lease) and 0 < lease <= _LONGEST):
             raise ValueError(f'lease must be more than 0 and at most {_LONGEST} seconds, got {lease!r}')
@@ -199,11 +222,7 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         return await self._read(func, inline=self._backend.prompt and not self._backend.queues)
 
     async def _read(self, func: Callable[[], T], *, inline: bool) -> T:
-        how = Calling(self._place, self.lock_timeout, inline, stubborn=False)
-        value, interrupted = await call(func, partial(submit, func), how)
-        if interrupted is not None:
-            raise interrupted
-        return value
+        return await answer(func, submit, Calling(self._place, self.lock_timeout, inline, stubborn=False))
 
     # ------------------------------------------------------------------------------------------- ownership
 
@@ -239,6 +258,8 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
     async def _give_up(self) -> None:
         """Keep the run no more, if nothing of it is in hand."""
         self._claims.keeping = False
+        if self._claims.unsure:
+            self._claims.find_out((await self._tail()).ownership)
         if self._claims.fence is not None and not self._claims.in_hand:
             with suppress(OwnershipLostError):  # then it is not this instance's to give back
                 await self._land(Commit(must_land=True))

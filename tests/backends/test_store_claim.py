@@ -24,15 +24,16 @@ from graphkeep import (
     RunInfo,
     RunOwnedError,
     SnapshotStatus,
+    StatePersistence,
     Store,
     current_step,
     iter_or_resume,
     run_or_resume,
 )
 from graphkeep.claims import Commitment
-from graphkeep.commit import Commit, StatusChange
+from graphkeep.commit import Commit, Receipt, StatusChange
 from graphkeep.runinfo import RunQuery
-from graphkeep.status import CLAIM
+from graphkeep.status import CLAIM, START
 from tests.backends.stores import (
     ANSWER,
     STORES,
@@ -464,3 +465,71 @@ async def test_deleted_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(store, '_list', listing)
     assert await store.claim() is None
+
+
+async def test_begun_again(store: Store):
+    """A run that has ended, and was begun again under its id, is to be had like any other, until it ends."""
+    await begin(store, 'run')
+    assert await finish(store.run('run')) == ANSWER
+    assert await store.claim() is None
+    await begin(store, 'run')
+    assert (await info(store, 'run')).resumable
+    claimed = await store.claim()
+    assert claimed is not None
+    assert await store.claim() is None
+    assert await finish(claimed) == ANSWER
+    assert await store.claim() is None
+    assert await statuses(store, 'run') == ['success'] * 10
+
+
+@pytest.mark.parametrize('claims', [True, False])
+@pytest.mark.parametrize('number', [1, 2, 3])
+async def test_interrupted_unawares(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, claims: bool, number: int):
+    """An interrupt after the start of a node is stored, and before that is known, leaves nothing in hand."""
+    store = await shelf.open()
+    await begin(store, 'run')
+    persistence = await store.claim() if claims else store.run('run')
+    assert persistence is not None
+    settle, starts = Commitment.settle, list[Commitment]()
+
+    def interrupt(turn: Commitment, receipt: Receipt) -> None:
+        if any(change.transition is START for change in turn.commit.changes):
+            starts.append(turn)
+            if len(starts) == number:
+                raise KeyboardInterrupt
+        settle(turn, receipt)
+
+    monkeypatch.setattr(Commitment, 'settle', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        await finish(persistence)
+    monkeypatch.undo()
+    # it was released, whatever its instance knows of it, and that goes on as well as any other
+    await persistence.release()
+    assert (await info(store, 'run')).status == 'created'
+    other = await store.claim()
+    assert other is not None
+    await other.release()
+    assert await finish(persistence) == ANSWER
+
+
+async def test_interrupted_between_the_two(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """An interrupt after a node has returned, and before its next is recorded, has the node run again."""
+    await begin(store, 'run')
+    append, calls = StatePersistence._append, list[object]()
+
+    async def interrupted(persistence: StatePersistence[Any, Any], snapshot: Any) -> None:
+        calls.append(snapshot)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        await append(persistence, snapshot)
+
+    monkeypatch.setattr(StatePersistence, '_append', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        await finish(store.run('run'))
+    monkeypatch.undo()
+    assert await statuses(store, 'run') == ['success', 'created']
+    *_, record = await store.history('run')
+    assert [(one.outcome, one.reason) for one in record.attempts] == [
+        ('released', 'interrupted by KeyboardInterrupt')
+    ]
+    assert await finish(store.run('run')) == ANSWER
