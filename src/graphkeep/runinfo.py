@@ -161,7 +161,7 @@ def check_moment(name: str, moment: object, *, or_: str = '') -> datetime:
     Raises:
         ValueError: if it is not, or could be one in any time zone.
     """
-    if not isinstance(moment, datetime) or moment.tzinfo is None:
+    if not isinstance(moment, datetime) or moment.utcoffset() is None:
         raise ValueError(f'{name} must be an aware time{or_ and f" or {or_}"}, got {moment!r}')
     return moment
 

@@ -22,6 +22,7 @@ from typing import Final, TypeVar
 from .backend import LockBusy, TryAgain, Turn
 from .commit import Receipt
 from .errors import GraphkeepError, LockTimeoutError, StorageError, another
+from .offload import once
 from .promise import Promise
 from .sqldisk import Disk
 from .sqlfork import remaining, watch
@@ -54,6 +55,12 @@ class Database:
         self.busy_timeout = busy_timeout
         self._begin_anew()
         watch(self)
+
+    def __del__(self) -> None:
+        # nothing is lost with a store that nobody has closed, so Python need not warn of its connections
+        with suppress(Exception):
+            self.readers.close(0.0)
+            self._writer.close()
 
     def _begin_anew(self) -> None:
         self.ready = False
@@ -115,6 +122,7 @@ class Database:
 
     def _start(self, func: Callable[[], None]) -> None:
         """Have one of this file's own threads call it, so that it waits for no other work of the process."""
+        func = once(func)
         try:
             self._threads.submit(func)
         except RuntimeError:  # no thread is to be had
@@ -345,6 +353,7 @@ class Database:
         with self._writing(until) as db, translated(self.path, 'write'):
             self._stay_open()
             self._begin(db, until)
+            before = db.total_changes
             try:
                 value = func(db)
                 db.execute('COMMIT')
@@ -352,6 +361,8 @@ class Database:
                 roll_back(db)
                 raise
             made()
+            if db.total_changes == before:
+                return value
             with self._queue_mutex:
                 self._syncing += 1
         try:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, NoReturn
 
+from .backend import LockBusy
 from .commit import About, Ownership, Row
-from .errors import InvalidRunIdError, LockTimeoutError, StorageError
+from .errors import CorruptSnapshotError, GraphkeepError, InvalidRunIdError, LockTimeoutError, StorageError
 from .jsonrun import load_attempts, load_owner
 from .names import check_path, check_run_id
-from .offload import finished
+from .offload import outcome
 from .runinfo import (
     RunInfo,
     RunQuery,
@@ -31,10 +33,10 @@ from .runinfo import (
 from .snapshots import now_utc
 from .sqldb import Database
 from .sqlrun import SqlRun
-from .sqlruns import delete, insert, sweep, trim
+from .sqlruns import delete, deleted, insert, sweep, trim
 from .sqlview import UNREADABLE, bound, moment, read_all, stamp, unreadable
 from .store import Store
-from .stored import LEASE, LOCK_TIMEOUT, StoredStatePersistence
+from .stored import LEASE, LOCK_TIMEOUT, Durability, StoredStatePersistence, check_durability
 
 __all__ = ('SqliteStore',)
 
@@ -66,7 +68,7 @@ class SqliteStore(Store):
         self,
         path: Path | str,
         *,
-        durability: Literal['normal', 'full'] = 'normal',
+        durability: Durability = 'normal',
         lease: float = LEASE,
         busy_timeout: float = LOCK_TIMEOUT,
         verify: bool = True,
@@ -84,9 +86,12 @@ class SqliteStore(Store):
                 `LockTimeoutError`.
             verify: Whether to check before each write that the snapshot would be loaded as it was given.
             clock: What leases are measured with (UTC); the same for all that use the file.
+
+        Raises:
+            ValueError: if an option is not of that kind.
+            TypeError: if `path` is no path, or `clock` no function.
         """
-        if durability not in ('normal', 'full'):
-            raise ValueError(f"durability must be 'normal' or 'full', got {durability!r}")
+        durable = check_durability(durability)
         if not (is_number(busy_timeout) and busy_timeout >= 0):
             raise ValueError(f'busy_timeout must be 0 seconds or more, got {busy_timeout!r}')
         if str(path) == ':memory:':
@@ -96,9 +101,7 @@ class SqliteStore(Store):
         self._lock_timeout = busy_timeout
         self._lease = lease
         self._verify = verify
-        self._database = Database(
-            Path(os.path.abspath(path)), durable=durability == 'full', busy_timeout=busy_timeout
-        )
+        self._database = Database(Path(os.path.abspath(path)), durable=durable, busy_timeout=busy_timeout)
         self._open('check', ())  # the options are wrong here, not where the first run is asked for
 
     def __repr__(self) -> str:
@@ -119,10 +122,7 @@ class SqliteStore(Store):
         """
         self._database.close_soon()
         work = self._threads.submit(self._database.close)
-        interrupted = await finished(work)
-        work.result()
-        if interrupted is not None:
-            raise interrupted
+        await outcome(work)
 
     def _open(self, run_id: str, tags: tuple[str, ...]) -> StoredStatePersistence[Any, Any]:
         return StoredStatePersistence(
@@ -141,26 +141,38 @@ class SqliteStore(Store):
         return self._database.write(lambda db: insert(db, run_id, rows, about))
 
     def _delete(self, run_id: str, ended_before: datetime | None = None) -> bool:
-        there = self._database.write(lambda db: delete(db, run_id, self.clock(), ended_before))
-        with suppress(LockTimeoutError, StorageError):  # it is deleted; what is left is swept the next time
-            self._sweep()
-        return there
+        run = self._database.write(lambda db: delete(db, run_id, self.clock(), ended_before))
+        if run is not None:
+            with suppress(LockTimeoutError, StorageError):  # it is deleted; what is left goes the next time
+                self._sweep(run)
+        with suppress(GraphkeepError, LockBusy):
+            self._sweep_others()
+        return run is not None
 
-    def _sweep(self) -> None:
-        """Delete, bit by bit, what is left of deleted runs; also of those whose deleting was interrupted."""
-        while self._database.write(partial(sweep, limit=_CHUNK)):
+    def _sweep(self, run: int) -> None:
+        """Delete, bit by bit, what is left of a deleted run."""
+        while self._database.write(partial(sweep, run=run, limit=_CHUNK)):
             pass
 
+    def _sweep_others(self) -> None:
+        """Delete what is left of those whose deleting was interrupted."""
+        with self._database.readers.reading() as db:
+            runs = deleted(db)
+        for run in runs:
+            with suppress(CorruptSnapshotError):  # it stays where it is
+                self._sweep(run)
+
     def _trim(self, run_id: str, before: datetime) -> int:
-        trimmed = 0
-        while some := self._database.write(partial(trim, run_id=run_id, before=before, limit=_CHUNK)):
+        trimmed, some = 0, _CHUNK
+        while some == _CHUNK:
+            some = self._database.write(partial(trim, run_id=run_id, before=before, limit=_CHUNK))
             trimmed += some
         return trimmed
 
     def _list(self, query: RunQuery) -> list[RunInfo]:
         # closed before the connection is given back: a statement that has not ended keeps the file open
         with self._database.readers.reading() as db, closing(self._found(db, query)) as infos:
-            return list(islice(infos, query.limit))
+            return list(islice(infos, None if query.limit is None else min(query.limit, sys.maxsize)))
 
     def _found(self, db: sqlite3.Connection, query: RunQuery) -> Generator[RunInfo]:
         now = self.clock()

@@ -57,10 +57,13 @@ class Readers:
                     db = reader.db = open_file(self._path, durable=self._durable)
             yield db
 
-    def close(self) -> None:
-        """Close every connection; each is opened again when its thread reads again."""
-        for reader in list(self._readers.values()):
-            reader.close()
+    def close(self, until: float | None = None) -> bool:
+        """Close every connection; each is opened again when its thread reads again.
+
+        Returns:
+            Whether all were by the given moment, of `monotonic`; however long that takes unless one is given.
+        """
+        return all(reader.close(until) for reader in list(self._readers.values()))
 
     def pause(self, until: float) -> bool:
         """Close every connection, and keep everybody from opening one, until `resume`.
@@ -72,7 +75,7 @@ class Readers:
             return False
         closed = False
         try:
-            closed = all(reader.close(until) for reader in list(self._readers.values()))
+            closed = self.close(until)
         finally:
             if not closed:
                 self._opening.release()

@@ -30,7 +30,7 @@ INSERT OR IGNORE INTO runs
     (id, graph, created, parent, parent_seq, status, finished, steps, updated, fence, owner, expires, in_hand)
 VALUES (?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-_FINISH_RUN: Final = 'UPDATE runs SET finished = 1 WHERE run = ?'
+_FINISH_RUN: Final = 'UPDATE runs SET finished = ? WHERE run = ?'
 _ADD_TAG: Final = 'INSERT INTO tags (run, tag) VALUES (?, ?)'
 _ADD_BODY: Final = 'INSERT INTO bodies (state, node) VALUES (?, ?)'
 _ADD_STEP: Final = f"""
@@ -197,7 +197,8 @@ def _write_all(db: sqlite3.Connection, view: SqlView, applied: Applied, version:
     settled = [record for record in applied.changed.values() if record.status not in IN_HAND]
     if (settled or appended) and not db.in_transaction:
         db.execute('BEGIN IMMEDIATE')
-    finishes = any(row.record.kind == 'end' for row in appended)
+    kinds = [row.record.kind for row in appended if not row.record.is_part]
+    finishes = kinds[-1:] == ['end']
     if view.run is None:
         status, *values = _run_values(view)
         view.run = begin_run(db, view.run_id, applied.begins or NAMELESS, (status, finishes, *values))
@@ -205,8 +206,8 @@ def _write_all(db: sqlite3.Connection, view: SqlView, applied: Applied, version:
             return False
     elif not db.execute(CHANGE_RUN, (*_run_values(view), view.run, version)).rowcount:
         return False
-    elif finishes:
-        db.execute(_FINISH_RUN, (view.run,))
+    elif kinds:  # one that has ended may be begun again
+        db.execute(_FINISH_RUN, (finishes, view.run))
     for record in settled:
         db.execute(_CHANGE_STEP, (*step_values(record, stamp(record.start_ts)), view.run, record.seq))
     for row in appended:

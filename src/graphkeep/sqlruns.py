@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
-from .commit import About, Ownership, Row, StepRecord
+from .commit import UNOWNED, About, Ownership, Row, StepRecord
 from .errors import RunOwnedError
 from .jsonrun import load_owner
 from .runinfo import last_change, latest_steps, newest_step, run_status
@@ -16,7 +16,7 @@ from .sqlopen import damaged
 from .sqlrun import add_step, begin_run
 from .sqlview import UNREADABLE, moment, stamp, unreadable, view_run
 
-__all__ = ('delete', 'insert', 'remove', 'sweep', 'trim')
+__all__ = ('delete', 'deleted', 'insert', 'remove', 'sweep', 'trim')
 
 # What is damaged can be deleted, too: the owner need not be a text, nor the version be one that can grow.
 _FIND: Final = """
@@ -42,42 +42,53 @@ def insert(db: sqlite3.Connection, run_id: str, rows: Sequence[Row], about: Abou
     return True
 
 
-def delete(db: sqlite3.Connection, run_id: str, now: datetime, ended_before: datetime | None) -> bool:
-    """Make a run unknown, so that its rows may go bit by bit; return whether there was one.
+def delete(db: sqlite3.Connection, run_id: str, now: datetime, ended_before: datetime | None) -> int | None:
+    """Make a run unknown, so that its rows may go bit by bit, see `sweep`.
+
+    Returns:
+        Its number, `None` if there is no such run.
 
     Raises:
         RunOwnedError: if a living owner has it in hand.
     """
     if (values := db.execute(_FIND, (stamp(ended_before), run_id)).fetchone()) is None:
-        return False
+        return None
     run, ended, holder, expires = values
     if ended_before is not None and not ended:
-        return False
+        return None
+    ownership = UNOWNED
     with suppress(*UNREADABLE):  # what cannot be read may go
-        owner = load_owner(holder.decode()) if holder else None
-        if not Ownership(0, owner, moment(expires)).is_free(now):
-            raise RunOwnedError(run_id, owner, moment(expires))
+        ownership = Ownership(0, load_owner(holder.decode()) if holder else None, moment(expires))
+    if not ownership.is_free(now):
+        raise RunOwnedError(run_id, ownership.owner, ownership.expires)
     # no run id has a slash; and who still has the run at hand finds another version
     db.execute(_HIDE, (run,))
-    return True
+    return int(run)
 
 
-def sweep(db: sqlite3.Connection, limit: int) -> bool:
-    """Delete at most so many snapshots of deleted runs; return whether there may be more to delete."""
-    row = db.execute('SELECT run FROM runs WHERE finished = 2 LIMIT 1').fetchone()
-    if row is None:
-        return False
-    (run,) = row
-    first, last = db.execute(
-        'SELECT min(seq), max(seq) FROM (SELECT seq FROM steps WHERE run = ? ORDER BY seq LIMIT ?)',
+def deleted(db: sqlite3.Connection) -> list[int]:
+    """Return the numbers of the runs that were made unknown, and of which there still is something."""
+    return [run for (run,) in db.execute("SELECT run FROM runs WHERE id > '/' AND id < '0' AND finished = 2")]
+
+
+def sweep(db: sqlite3.Connection, run: int, limit: int) -> bool:
+    """Delete at most so many snapshots of a deleted run; with the last of them, all there is of it.
+
+    Returns:
+        Whether there may be more to delete.
+    """
+    if db.execute('SELECT 1 FROM runs WHERE run = ? AND finished = 2', (run,)).fetchone() is None:
+        return False  # somebody else has done it
+    first, last, count = db.execute(
+        'SELECT min(seq), max(seq), count(*) FROM (SELECT seq FROM steps WHERE run = ? ORDER BY seq LIMIT ?)',
         (run, limit),
     ).fetchone()
-    if last is None:
+    if count:
+        remove(db, run, first, last)
+    if count < limit:
         db.execute('DELETE FROM tags WHERE run = ?', (run,))
         _delete(db, 'DELETE FROM runs WHERE run = ?', (run,))
-    else:
-        remove(db, run, first, last)
-    return True
+    return bool(count == limit)
 
 
 def trim(db: sqlite3.Connection, run_id: str, before: datetime, limit: int) -> int:

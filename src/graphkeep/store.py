@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self, TypeVar
 
-from .calls import Calling, call, whole
+from .calls import Calling, answer, whole
 from .commit import About, Row, StatusChange, StepRecord
 from .errors import (
     CorruptSnapshotError,
@@ -51,6 +51,14 @@ class Store(ABC):
     done, and calling them again does the rest. What only reads changes nothing, and a `claim` that is
     cancelled has nothing in hand.
 
+    Besides what it names itself every verb raises:
+
+    - `InvalidRunIdError` where it is given what can be no run's id,
+    - `CorruptSnapshotError` where what it is to read is damaged, and nothing is changed then,
+    - `LockTimeoutError` where somebody else is writing for longer than it was told to wait,
+    - `StorageError` where the system refuses what is asked of it: the disk is full, the place cannot be
+      written. It says whether anything was stored.
+
     A store is written by giving the abstract methods. They block, may be called from any thread, and are each
     atomic towards everybody else who uses the store.
     """
@@ -77,6 +85,8 @@ class Store(ABC):
 
         Raises:
             InvalidRunIdError: if the id is not of that form.
+            ValueError: if a tag is not, or `tags` is one text.
+            TypeError: if `tags` is not several things at all.
         """
         return self._open(check_run_id(run_id), check_tags(tags))
 
@@ -198,7 +208,7 @@ class Store(ABC):
             TypeError: if it is neither text nor bytes.
         """
         check_run_id(run_id)
-        if not isinstance(data, str | bytes | bytearray | memoryview):
+        if not isinstance(data, str | bytes | bytearray):
             raise TypeError(f'data must be the JSON of a run, as text or bytes, got {data!r}')
         rows, about = await self._call(partial(_given, run_id, data))
         if about.created is None:
@@ -214,6 +224,7 @@ class Store(ABC):
 
         Raises:
             RunOwnedError: if a living owner has it in hand.
+            CorruptSnapshotError: if some of it cannot be deleted, for the storage is damaged.
         """
         return await self._change(partial(self._delete, check_run_id(run_id)))
 
@@ -269,6 +280,9 @@ class Store(ABC):
 
         Returns:
             The persistence of a run that nobody else gets, or `None` if there is none now.
+
+        Raises:
+            ValueError: if `graph` or `tag` is none that a run could have.
         """
         query = RunQuery(graph=graph, tag=tag, resumable=True)
         tried: set[str] = set()
@@ -311,6 +325,8 @@ class Store(ABC):
         """Delete finished runs that nothing has happened to for so long; each in a write of its own.
 
         What an unfinished run needs to resume is never deleted. Nor is what a fork needs, which has its own.
+        What cannot be read, or not be deleted because the storage is damaged, stays, and keeps no other run
+        from being deleted.
 
         Args:
             older_than: How long ago the run ended, or before when (aware).
@@ -335,7 +351,7 @@ class Store(ABC):
         runs = snapshots = 0
         async for info in self._all(replace(finished, updated_before=before)):
             if info.id not in kept:
-                with suppress(RunOwnedError):
+                with suppress(CorruptSnapshotError, RunOwnedError):
                     # asked again there: by now it may be another run with this id
                     runs += await self._change(partial(self._delete, info.id, before))
         if not only_finished:
@@ -432,10 +448,7 @@ class Store(ABC):
 
     async def _called(self, func: Callable[[], T], submit: Callable[[Callable[[], T]], Future[T]]) -> T:
         how = Calling(repr(self), self._lock_timeout, self._inline, stubborn=False)
-        value, interrupted = await call(func, partial(submit, func), how)
-        if interrupted is not None:
-            raise interrupted
-        return value
+        return await answer(func, submit, how)
 
     @cached_property
     def _threads(self) -> Threads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import re
 import sqlite3
@@ -518,11 +519,34 @@ async def test_rows_that_stay(path: Path, table: str):
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute(f'CREATE TRIGGER stay BEFORE DELETE ON {table} BEGIN SELECT RAISE(IGNORE); END')
         with anyio.fail_after(5):
-            for run_id in ('ended', 'unknown'):
-                with pytest.raises(CorruptSnapshotError, match=r'runs\.db: is damaged'):
-                    await store.delete(run_id)
+            with pytest.raises(CorruptSnapshotError, match=r'runs\.db: is damaged'):
+                await store.delete('ended')
+            assert not await store.delete('unknown')
         assert len(await store.history('other')) == 4
         assert await finish(store, 'new') == [1, 2, 3]
+
+
+async def test_run_that_stays(path: Path):
+    """A run of which something stays when it is deleted, as in a damaged file, keeps no other from going."""
+    async with used(path) as store:
+        for run_id in ('a', 'b', 'c', 'd'):
+            await finish(store, run_id)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            (run,) = other.execute("SELECT run FROM runs WHERE id = 'a'").fetchone()
+            other.execute(
+                f'CREATE TRIGGER stay BEFORE DELETE ON steps WHEN OLD.run = {run} '
+                'BEGIN SELECT RAISE(IGNORE); END'
+            )
+            with pytest.raises(CorruptSnapshotError, match=r'runs\.db: is damaged'):
+                await store.delete('a')
+            assert await store.delete('b')
+            tomorrow = datetime.now(UTC) + timedelta(days=1)
+            assert await store.prune(older_than=tomorrow, keep_last=1) == (2, 0)
+            assert [info.id for info in await store.runs()] == ['d']
+            assert other.execute('SELECT count(*) FROM runs WHERE finished = 2').fetchone() == (1,)
+            other.execute('DROP TRIGGER stay')
+            assert not await store.delete('a')
+            assert other.execute('SELECT count(*) FROM runs WHERE finished = 2').fetchone() == (0,)
 
 
 async def test_snapshots_that_stay(path: Path):
@@ -907,6 +931,75 @@ async def test_beginning_of_the_log(path: Path, monkeypatch: pytest.MonkeyPatch)
         go_on.set()
         await anyio.to_thread.run_sync(database(store)._writer.backed.wait, 20)
         assert log() != first, 'it begins anew in the thread, without another commit'
+
+
+async def test_dropped(path: Path):
+    """A store that nobody has closed is closed when nobody has it any more, so Python warns of nothing."""
+    store = SqliteStore(path)
+    assert await finish(store, 'run') == [1, 2, 3]
+    assert len(await store.runs()) == 1
+    here = database(store)
+    connections = [db for db in (here._writer.db, *here.readers.connections()) if db is not None]
+    assert len(connections) > 1
+    del store, here
+    gc.collect()
+    for db in connections:
+        with pytest.raises(sqlite3.ProgrammingError, match='closed'):
+            db.execute('SELECT 1')
+
+
+@pytest.mark.parametrize('anyio_backend', ['asyncio'])
+async def test_cancelled_while_closing_fails(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Who is cancelled while a store is closed is cancelled, also if the closing failed."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def close() -> None:
+        begun.set()
+        assert go_on.wait(20)
+        raise StorageError(str(path), 'close', OSError(errno.EIO, 'no'))
+
+    reached: list[str] = []
+
+    async def leave(store: SqliteStore) -> None:
+        with pytest.raises(StorageError):
+            await store.aclose()
+        reached.append('the error')
+        await asyncio.sleep(0)
+        reached.append('what comes then')
+
+    async with used(path) as store:
+        monkeypatch.setattr(database(store), 'close', close)
+        task = asyncio.create_task(leave(store))
+        await anyio.to_thread.run_sync(begun.wait, 20)
+        task.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert reached == ['the error']
+        monkeypatch.undo()
+
+
+async def test_writes_that_change_nothing(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What has nothing to delete does not wait for the disk, and a short run is deleted by two writes."""
+    real, syncs = os.fdatasync, list[int]()
+
+    def count(fd: int) -> None:
+        syncs.append(fd)
+        real(fd)
+
+    async with used(path, durability='full') as store:
+        for number in range(5):
+            await finish(store, f'{number}')
+        persistence = store.run('begun')
+        persistence.set_graph_types(graph)
+        await persistence.snapshot_node(Tally(), Count())
+        monkeypatch.setattr(os, 'fdatasync', count)
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        assert await store.prune(older_than=tomorrow, keep_last=6, only_finished=False) == (0, 0)
+        assert not await store.delete('unknown')
+        assert syncs == []
+        assert await store.prune(older_than=tomorrow) == (6, 0)
+        assert len(syncs) == 12
 
 
 async def test_symbolic_link(path: Path):

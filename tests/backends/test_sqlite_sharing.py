@@ -164,8 +164,12 @@ async def test_pruned_while_at_hand(path: Path):
 
 async def test_deleted_while_at_hand(path: Path, monkeypatch: pytest.MonkeyPatch):
     """An instance that has a run at hand notices that it was deleted, also while its rows are still there."""
+
+    def interrupted(run: int) -> None:
+        """Delete nothing, as if that were interrupted at once."""
+
     async with SqliteStore(path) as store, SqliteStore(path) as other:
-        monkeypatch.setattr(other, '_sweep', lambda: None)  # as if that were interrupted at once
+        monkeypatch.setattr(other, '_sweep', interrupted)
         with pytest.raises(UnknownSnapshotError):  # noqa: PT012 -- from the step after the deletion on
             async with graph.iter(Count(), state=Tally(), persistence=store.run('run')) as run:
                 await run.next()

@@ -500,3 +500,31 @@ def _node(state: Any, node: Any) -> Any:
     from graphkeep import NodeSnapshot
 
     return NodeSnapshot(state=state, node=node)
+
+
+async def test_thread_that_comes_late(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What was made here because no thread was to be had is not made again by the next thread that is."""
+    async with SqliteStore(path) as store:
+        here, drains, refused = database(store), list[str](), list[str]()
+        drain, start = here._drain, threading.Thread.start
+
+        def count() -> None:
+            drains.append(threading.current_thread().name)
+            drain()
+
+        def start_not_the_first(thread: threading.Thread) -> None:
+            if not refused:
+                refused.append(thread.name)
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(here, '_drain', count)
+        monkeypatch.setattr(threading.Thread, 'start', start_not_the_first)
+        for _ in range(2):
+            turn = Barred()
+            turn.barred = False
+            waiting = here.queue(Nothing(), turn)
+            assert await finished(waiting) is None
+            waiting.result()
+        assert drains[0] == threading.current_thread().name
+        assert len(drains) == 2

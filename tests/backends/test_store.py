@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Awaitable, Callable, Coroutine
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone, tzinfo
 from itertools import product
 from typing import Any, get_args
 
@@ -263,6 +263,13 @@ async def test_nameless_graph(store: Store):
     assert await store.runs(graph='') == []
 
 
+class Nowhere(tzinfo):
+    """A time zone that tells no offset, so that what is in it is naive."""
+
+    def utcoffset(self, dt: datetime | None) -> None:
+        return None
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({'status': 'failed'}, 'status must be .* created, .*failed'),
     ({'status': ['created', 'failed']}, 'status must be .*failed'),
@@ -279,6 +286,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({'updated_before': date(2026, 1, 1)}, 'updated_before must be an aware time'),
     ({'updated_before': '2026-01-01'}, 'updated_before must be an aware time'),
     ({'updated_before': 5}, 'updated_before must be an aware time'),
+    ({'updated_before': datetime(2026, 1, 1, tzinfo=Nowhere())}, 'updated_before must be an aware time'),
     ({'limit': -1}, 'limit must be .*-1'),
     ({'limit': True}, 'limit must be .*True'),
     ({'limit': '5'}, "limit must be .*'5'"),
@@ -312,6 +320,7 @@ async def test_pages(store: Store):
             last = page[-1].id if limit % 2 else page[-1]
         assert seen == wanted
     assert await store.runs(limit=0) == []
+    assert await store.runs(limit=2**70) == await store.runs(limit=1_000)
     assert ids(await store.runs(after='run 41')) == ['run 5', 'run 6']
     assert ids(await store.runs(after='run 5\ud800')) == ['run 6']
 

@@ -7,6 +7,7 @@ import pytest
 from ..errors import RunFinishedError, RunOwnedError, SnapshotStatusError, UnknownRunError
 from ..resume import iter_or_resume, run_or_resume
 from .clock import LEASE
+from .copies import finished
 from .graphs import Again, Ask, State, graph
 from .listing import one_of_each
 from .owning import begun
@@ -171,4 +172,16 @@ class GoingOnClauses(StoreClauses):
         assert claimed is not None
         await fail(known(claimed), snapshot_id)
         assert (place.statuses(), place.raw().owner) == (['error'], None)
+        assert await place.store.claim() is None
+
+    async def test_claim_begun_again(self, place: StoreUnderTest):
+        """A run that has ended and was begun again under its id is handed out like any other."""
+        await finished(place)
+        assert await place.store.claim() is None
+        await begun(place)
+        claimed = await place.another().claim()
+        assert claimed is not None
+        assert claimed.run_id == 'run'
+        await run_or_resume(graph, persistence=claimed)
+        assert (await place.info()).status == 'success'
         assert await place.store.claim() is None
