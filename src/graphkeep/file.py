@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from ._host import RunEndT, StateT
@@ -20,19 +20,9 @@ from .runfile import Mark, RunFile
 from .runinfo import RunInfo, RunQuery, check_clock, damaged
 from .snapshots import now_utc
 from .store import Store
-from .stored import LEASE, LOCK_TIMEOUT, StoredStatePersistence
+from .stored import LEASE, LOCK_TIMEOUT, Durability, StoredStatePersistence, check_durability
 
-__all__ = ('Durability', 'FileStatePersistence', 'FileStore')
-
-Durability = Literal['normal', 'full']
-"""What a commit survives.
-
-- `'normal'`: the death of the process at any moment, by `kill -9` too. After a loss of power or a crash of
-  the system the file may be an older one or, on file systems that order writes loosely, damaged.
-- `'full'`: a loss of power too, on a disk that keeps what it has acknowledged. What is stored, and the end
-  of each step, waits for the disk. That a node is claimed or running, and a renewal of the lease, does not:
-  a loss of power ends what they are about, and may take the attempt off the record.
-"""
+__all__ = ('FileStatePersistence', 'FileStore')
 
 _OF_ONE_FILE: Final = (errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.EPERM)
 # what is wrong with one file, and not with the directory or this process
@@ -83,11 +73,14 @@ class FileStatePersistence(StoredStatePersistence[StateT, RunEndT]):
             verify: Whether to check before each write that the snapshot would be loaded as it was given.
             tags: What the run is to be found by in a `FileStore`; recorded when it begins.
             clock: What leases are measured with (UTC); the same for all that use the file.
+
+        Raises:
+            ValueError: if an option is not of that kind.
+            TypeError: if `json_file` is no path, `clock` no function, or `tags` not several things at all.
         """
-        if durability not in ('normal', 'full'):
-            raise ValueError(f"durability must be 'normal' or 'full', got {durability!r}")
+        durable = check_durability(durability)
         path = check_path('json_file', json_file)
-        backend = RunFile(path, run_id or path.stem, check_clock(clock), durable=durability == 'full')
+        backend = RunFile(path, run_id or path.stem, check_clock(clock), durable=durable)
         super().__init__(backend, lease=lease, lock_timeout=lock_timeout, verify=verify, tags=tags)
         self._json_file = path
         self._durability: Durability = durability
@@ -153,8 +146,13 @@ class FileStore(Store):
                 `LockTimeoutError`.
             verify: Whether to check before each write that the snapshot would be loaded as it was given.
             clock: What leases are measured with (UTC); the same for all that use the directory.
+
+        Raises:
+            ValueError: if an option is not of that kind.
+            TypeError: if `directory` is no path, or `clock` no function.
         """
         self.directory = check_path('directory', Path(directory))  # '' is the current one
+        self._root = Path(os.path.abspath(self.directory))  # whatever the current one is later
         self.clock = clock
         self._lock_timeout = lock_timeout
         self._durability: Durability = durability
@@ -179,7 +177,7 @@ class FileStore(Store):
             raise InvalidRunIdError(
                 run_id, f'its file name would have {len(name)} bytes, more than {_MAX_NAME}.'
             )
-        return self.directory / name
+        return self._root / name
 
     def __repr__(self) -> str:
         return f'FileStore({str(self.directory)!r})'
@@ -222,7 +220,7 @@ class FileStore(Store):
 
     def _run_ids(self) -> list[str]:
         try:
-            with os.scandir(self.directory) as entries:
+            with os.scandir(self._root) as entries:
                 # no pipes: they would be waited for
                 names = [e.name for e in entries if e.is_file(follow_symlinks=False) or e.is_symlink()]
         except FileNotFoundError:

@@ -306,6 +306,10 @@ class MemoryStore(Store):
             lease: How long a run stays its owner's without a renewal, in seconds.
             verify: Whether to check before each write that the snapshot would be loaded as it was given.
             clock: What leases are measured with (UTC).
+
+        Raises:
+            ValueError: if `lease` is not of that kind.
+            TypeError: if `clock` is no function.
         """
         self.clock = check_clock(clock)
         self._lease = lease

@@ -72,6 +72,7 @@ class RunFile(LoggedRun):
         self.prompt = False
         self.log = RunLog(run_id)
         self._given = path
+        self._absolute = os.path.abspath(path)  # whatever the current directory is later
         self._durable = durable
         self._mutex = threading.Lock()
         self._version: _Version | None = None
@@ -80,7 +81,7 @@ class RunFile(LoggedRun):
     @cached_property
     def _path(self) -> str:
         # through links, so that a commit replaces the file and not a link to it
-        return os.path.realpath(self._given)
+        return os.path.realpath(self._absolute)
 
     @cached_property
     def _temporary(self) -> str:

@@ -23,7 +23,7 @@ from graphkeep import (
     Store,
 )
 from graphkeep.commit import Commit, Receipt
-from graphkeep.file import Durability
+from graphkeep.stored import Durability
 from graphkeep.testing import (
     Corruptible,
     Durable,

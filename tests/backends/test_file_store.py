@@ -16,7 +16,19 @@ from graphkeep import CorruptSnapshotError, FileStatePersistence, FileStore, Sto
 from graphkeep.runfile import RunFile
 from graphkeep.runinfo import RunInfo
 from tests.backends.faults import Call, FaultyOs, put_os
-from tests.backends.stores import ANSWER, Clock, begin, finish, in_hand, info, nowhere, statuses
+from tests.backends.stores import (
+    ANSWER,
+    Clock,
+    Count,
+    Tally,
+    begin,
+    count_up,
+    finish,
+    in_hand,
+    info,
+    nowhere,
+    statuses,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -316,3 +328,18 @@ async def test_one_run_of_a_store(files: FileStore):
     one: Any = FileStatePersistence(files.path('run'))
     assert await finish(one) == ANSWER
     assert await statuses(files, 'run') == ['success'] * 5
+
+
+async def test_relative_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A relative path is one from where the process was when it made the store, for runs to come as well."""
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path)
+    store, one = FileStore('runs'), FileStatePersistence('one.json')
+    await begin(store, 'before')
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    await begin(store, 'after')
+    one.set_graph_types(count_up)
+    await one.snapshot_node(Tally(), Count())
+    assert [info.id for info in await store.runs()] == ['after', 'before']
+    assert {path.name for path in tmp_path.glob('**/*.json')} == {'before.json', 'after.json', 'one.json'}
+    assert not [*(tmp_path / 'elsewhere').iterdir()]
