@@ -159,7 +159,7 @@ class Crew(Telling):
         elif event.kind == 'finished':
             self._say(child, f'{event.run} finished and saved', 'good')
         elif event.kind == 'left':
-            self._say(child, f'leaves {event.run} to a worker who was faster between two steps', 'quiet')
+            self._say(child, f'leaves {event.run} to a worker who has taken it over', 'quiet')
 
     def _say(self, child: Child, text: str, tone: Tone = 'plain') -> None:
         self.view.event(f'worker {self._children.index(child) + 1}', text, tone)

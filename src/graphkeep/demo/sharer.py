@@ -44,7 +44,7 @@ async def _go_on(run: StatePersistence[Any, Any], pause: float) -> None:
     try:
         await run_or_resume(report_graph, deps=watcher, persistence=run, on_finished='raise')
     except (OwnershipLostError, RunFinishedError, RunOwnedError):
-        # between two steps a run is anybody's, and another process was faster
+        # this process was stopped for longer than its lease, and another one goes on with the run
         watcher.say('left')
     else:
         watcher.saved()

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
@@ -254,11 +253,7 @@ def claim_all(
             together.wait(60)
             while (persistence := await store.claim()) is not None:
                 log_ = file.with_name(f'{persistence.run_id}.log')
-                run = partial(run_or_resume, chain, deps=log_, persistence=persistence)
-                try:
-                    await run()
-                except (SnapshotStatusError, RunOwnedError, OwnershipLostError):
-                    continue  # between two steps a run is free: somebody else goes on with it
+                await run_or_resume(chain, deps=log_, persistence=persistence)
                 found.append(persistence.run_id)
             return found
         finally:
