@@ -832,7 +832,7 @@ def test_paths(run_ids: list[str]):
         except InvalidRunIdError:
             continue
         path = store.path(run_id)
-        assert path.parent == Path(os.path.normpath(path)).parent == Path('directory')
+        assert path.parent == Path(os.path.normpath(path)).parent == Path('directory').absolute()
         assert path.suffix == '.json'
         assert not path.name.startswith('.')
         assert len(os.fsencode(f'.{path.name}.lock')) <= 255

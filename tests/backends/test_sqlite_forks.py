@@ -417,9 +417,10 @@ asyncio.run(main())
 
 
 INTERRUPTED = """
-import _thread, asyncio, logging, os, sys
+import _thread, asyncio, logging, os, signal, sys
 import anyio, filelock, pydantic_graph  # whose hooks come before that one
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where interrupts are ignored
 os.register_at_fork(after_in_parent=_thread.interrupt_main)  # raised as the next hook begins: ours
 
 from graphkeep import SqliteStore, run_or_resume
