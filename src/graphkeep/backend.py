@@ -10,24 +10,11 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
-from .commit import (
-    NAMELESS,
-    UNOWNED,
-    About,
-    Commit,
-    Ownership,
-    Receipt,
-    Row,
-    StatusChange,
-    StepRecord,
-    Tail,
-    admit,
-)
+from .commit import NAMELESS, UNOWNED, About, Commit, Ownership, Receipt, Row, StepRecord, Tail, admit
 from .errors import RunOwnedError, SnapshotStatusError, StorageError, UnknownSnapshotError
 from .offload import submit
 from .promise import Work
 from .runinfo import RunInfo, describe, last_change
-from .status import RELEASE
 from .turns import Turns
 
 __all__ = (
@@ -187,11 +174,6 @@ class RunView(Protocol):
         """The number of the newest snapshot, 0 if there is none."""
         ...
 
-    @property
-    def open(self) -> Iterable[StepRecord]:
-        """The records that are pending or running."""
-        ...
-
     def find(self, snapshot_id: str) -> StepRecord | None:
         """Return the record of the newest snapshot with this id."""
         ...
@@ -237,12 +219,6 @@ def apply(run: RunView, commit: Commit, now: datetime) -> Applied:
             raise SnapshotStatusError(run_id, change.snapshot_id, change.transition, 'success')
         changed[seq] = record = changed.get(seq, record).changed(run_id, change, owner, now)
         attempt = record.attempt
-    if commit.writer.give_up:
-        # what is in hand without its owner's knowing: an interrupt came before it was told
-        for record in run.open:
-            if record.seq not in changed:
-                release = StatusChange(record.id, RELEASE, reason='the run was given up')
-                changed[record.seq] = record.changed(run_id, release, owner, now)
     last = begun_at = run.last
     appended: list[Row] = []
     if commit.rows and not _is_there(commit, run):
@@ -286,11 +262,6 @@ class RunLog:
         """Return the record of the newest snapshot with this id."""
         index = self._newest.get(snapshot_id)
         return None if index is None else self.records[index]
-
-    @property
-    def open(self) -> list[StepRecord]:
-        """The records that are pending or running, oldest first."""
-        return [self.records[index] for index in self.open_positions()]
 
     def index(self, seq: int) -> int:
         """Return the position of the record with this number; the first ones may have been pruned."""

@@ -304,9 +304,8 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
             rows = await persistence._rows()
             current = next(r for r in rows if r.record.id == row.record.id and not r.record.is_part)
             return self._reader.opening(current, rows, now=persistence._now(), place=persistence._place)
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await persistence.release()
+        except BaseException as exc:
+            await persistence.leave(exc)
             raise
 
     @asynccontextmanager
@@ -320,10 +319,9 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         persistence._claimed -= {opening.snapshot_id}
         try:
             receipt = await persistence._commit(Commit(changes=opening.changes))
-        except BaseException:  # nothing has begun, so what was claimed is given back
+        except BaseException as exc:  # nothing has begun, so what was claimed is given back
             persistence._claimed |= {opening.snapshot_id}
-            with anyio.CancelScope(shield=True):
-                await persistence.release()
+            await persistence.leave(exc)
             raise
         task_run = self._task_run(persistence, opening)
         guard = persistence._guard()
@@ -364,6 +362,7 @@ class PersistentGraph(Generic[StateT, DepsT, InputT, OutputT]):
         finally:
             with anyio.CancelScope(shield=True):
                 await task_run.leave(failure)
+                await persistence.make_certain(failure)
 
     def _task_run(self, persistence: StoredStatePersistence[Any, Any], opening: Opening) -> TaskRun:
         state = opening.state

@@ -12,7 +12,7 @@ import anyio.lowlevel
 
 from .backend import LockBusy, TryAgain
 from .errors import LockTimeoutError
-from .offload import asyncio_task, finished, pause, redeliver
+from .offload import asyncio_task, finished, later, pause, redeliver
 from .promise import Promise, Work
 
 __all__ = ('Calling', 'answer', 'call', 'whole')
@@ -55,7 +55,7 @@ async def call(
             if inline:
                 return func(), interrupted
             work = elsewhere()
-            interrupted = await finished(work) or interrupted
+            interrupted = later(interrupted, await finished(work))
             return work.result(), interrupted
         except LockBusy as busy:
             if interrupted is not None and not how.stubborn:
@@ -75,7 +75,7 @@ async def call(
             # the error says what became of the work; the cancellation comes right after it
             redeliver(interrupted)
             raise
-        interrupted = await pause(wait, stubborn=how.stubborn) or interrupted
+        interrupted = later(interrupted, await pause(wait, stubborn=how.stubborn))
         waited += wait
         wait = min(wait * 1.5, _POLL[1])
 

@@ -15,7 +15,7 @@ import anyio
 
 from . import heartbeat
 from .backend import LockBusy, RunBackend, TryAgain, Turn
-from .commit import Commit, Ownership, Receipt, Writer, quick
+from .commit import Commit, Ownership, Receipt, Tail, Writer, quick
 from .errors import GraphkeepError, OwnershipLostError, RunOwnedError
 from .guard import Guard
 from .offload import asyncio_task, caller
@@ -43,7 +43,6 @@ class Claims:
         self.in_hand: set[str] = set()
         self.fence: int | None = None
         self.keeping = False  # the run, also between two of its steps
-        self.unsure = False  # whether a commit that takes the run was begun, and not told what became of it
         self._process = _processes[0]
         self._hold: heartbeat.Hold | None = None
         self._renewing: Work[Receipt] | None = None
@@ -72,11 +71,17 @@ class Claims:
         self.fence = None
         self.keeping = False
 
-    def find_out(self, ownership: Ownership) -> None:
-        """Know whether this instance has the run, now that it is known who has it."""
-        self.unsure = False
-        if ownership.owner is not None and ownership.owner.id == self.owner.id:
-            self.fence = ownership.fence
+    def find_out(self, tail: Tail) -> bool:
+        """Know what is in hand from what is stored; return whether this instance has the run."""
+        owner, has = tail.ownership.owner, False
+        with self.mutex:
+            if owner is not None and owner.id == self.owner.id:
+                # what no owner is on record with may be in another's hands, who does not know of owners
+                self.in_hand = {row.record.id for row in tail.open if row.record.owner is not None}
+                self.fence, has = tail.ownership.fence, True
+            else:
+                self.forget()
+        return has
 
     def forget(self) -> None:
         """Have nothing in hand any more, and no heartbeat."""
@@ -195,8 +200,6 @@ class Commitment(_Write):
         # what begins and ends in one commit is part of what is in hand already
         take = claims.owner if recovers or (begun and not in_hand.isdisjoint(begun)) else None
         self.in_hand = in_hand
-        if take is not None:
-            claims.unsure = True
         has = claims.fence is not None or take is not None
         self.gives_up = has and not in_hand and not (claims.keeping and self._goes_on())
         commit.writer = _writer((claims.fence, take, claims.lease, self.gives_up, claims.owner.id))
@@ -210,7 +213,6 @@ class Commitment(_Write):
 
     def settle(self, receipt: Receipt) -> None:
         """Know what is in hand now."""
-        self.claims.unsure = False
         if self.gives_up or not (self.in_hand or self.claims.keeping):
             self.claims.rest()
         else:
@@ -218,7 +220,6 @@ class Commitment(_Write):
 
     def fail(self, exc: Exception) -> None:
         """Have nothing in hand any more if the run is lost."""
-        self.claims.unsure = False
         if isinstance(exc, OwnershipLostError):
             self.claims.forget()
 

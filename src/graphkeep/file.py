@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import quote, unquote
 
 from ._host import RunEndT, StateT
@@ -109,7 +109,7 @@ class FileStatePersistence(StoredStatePersistence[StateT, RunEndT]):
             tags=self._about.tags,
             clock=self._backend.clock,
         )
-        return make, (self.json_file,)
+        return make, (cast(RunFile, self._backend).path,)
 
     def __repr__(self) -> str:
         return f'FileStatePersistence(json_file={self.json_file!r})'
@@ -152,7 +152,7 @@ class FileStore(Store):
             TypeError: if `directory` is no path, or `clock` no function.
         """
         self.directory = check_path('directory', Path(directory))  # '' is the current one
-        self._root = Path(os.path.abspath(self.directory))  # whatever the current one is later
+        self._root = self.directory.absolute()  # whatever the current one is later
         self.clock = clock
         self._lock_timeout = lock_timeout
         self._durability: Durability = durability

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar, overload
 
 import anyio
 
@@ -17,10 +17,13 @@ from .promise import Work
 
 __all__ = (
     'Threads',
+    'asked',
     'asyncio_task',
     'caller',
+    'caught',
     'current_task',
     'finished',
+    'later',
     'once',
     'outcome',
     'pause',
@@ -131,7 +134,7 @@ async def outcome(work: Work[T]) -> T:
 
 
 async def _finished_in_asyncio(work: Work[Any]) -> BaseException | None:
-    loop = asyncio.get_running_loop()
+    loop, before = asyncio.get_running_loop(), asked()
     waiter = loop.create_future()
     work.add_done_callback(
         _waker(loop.call_soon_threadsafe, lambda: waiter.done() or waiter.set_result(None))
@@ -139,7 +142,7 @@ async def _finished_in_asyncio(work: Work[Any]) -> BaseException | None:
     try:
         await waiter
     except asyncio.CancelledError as exc:
-        interrupted: BaseException = exc
+        interrupted: BaseException = caught(exc, before)
     else:
         return None
     with anyio.CancelScope(shield=True):  # not before: it costs more than all the rest
@@ -149,7 +152,7 @@ async def _finished_in_asyncio(work: Work[Any]) -> BaseException | None:
             try:
                 await event.wait()
             except asyncio.CancelledError as exc:
-                interrupted = exc
+                interrupted = later(interrupted, exc)
     return interrupted
 
 
@@ -164,18 +167,50 @@ def _waker(call: Callable[[Callable[[], object]], object], wake: Callable[[], ob
 def redeliver(interrupted: BaseException | None) -> None:
     """Cancel the current task with a cancellation that was caught, so that its next await raises it.
 
-    Unless whoever asked for it takes that back before, as a timeout does when it is left.
+    Unless whoever asked for it takes that back before, as a timeout does when it is left, or the task ends.
     """
     task = asyncio.current_task() if interrupted is not None else None
     if task is not None and interrupted is not None:
         # not now: before Python 3.13 a task that is to be cancelled is, even if that is taken back
-        asyncio.get_running_loop().call_soon(_cancel_again, task, task.cancelling(), interrupted.args)
+        asyncio.get_running_loop().call_soon(_cancel_again, task, interrupted)
 
 
-def _cancel_again(task: asyncio.Task[Any], asked: int, args: tuple[Any, ...]) -> None:
-    if not task.done() and task.cancelling() >= asked:
+def _cancel_again(task: asyncio.Task[Any], interrupted: BaseException) -> None:
+    if not task.done() and task.cancelling() > vars(interrupted).get(_BEFORE, 0):
         task.uncancel()
-        task.cancel(*args)
+        task.cancel(*interrupted.args)
+
+
+_BEFORE: Final = '_graphkeep_before'
+# how often a task had been asked to be cancelled, and not taken that back, before a cancellation
+
+
+def asked() -> int:
+    """Return how often this task was asked to be cancelled, and that was not taken back."""
+    task = asyncio_task()
+    return 0 if task is None else task.cancelling()
+
+
+def caught(exc: BaseException, before: int) -> BaseException:
+    """Return a cancellation that was caught, with what `redeliver` has to know of it."""
+    # what was asked for before and is caught only now counts as well
+    vars(exc)[_BEFORE] = max(0, min(before, asked() - 1))
+    return exc
+
+
+@overload
+def later(first: BaseException, second: BaseException | None) -> BaseException: ...
+
+
+@overload
+def later(first: BaseException | None, second: BaseException | None) -> BaseException | None: ...
+
+
+def later(first: BaseException | None, second: BaseException | None) -> BaseException | None:
+    """Return the second of two cancellations, which stands for both; one of them, if there is no other."""
+    if first is not None and second is not None:
+        vars(second)[_BEFORE] = vars(first).get(_BEFORE, 0)
+    return second or first
 
 
 def caller() -> Callable[[Callable[[], object]], object]:
@@ -192,11 +227,12 @@ async def pause(seconds: float, *, stubborn: bool) -> BaseException | None:
     if not stubborn:
         await anyio.sleep(seconds)
         return None
+    before = asked()
     try:
         with anyio.CancelScope(shield=True):
             await anyio.sleep(seconds)
     except anyio.get_cancelled_exc_class() as exc:
-        return exc
+        return caught(exc, before)
     return None
 
 

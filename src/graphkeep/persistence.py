@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 import anyio.lowlevel
+from anyio import CancelScope
 
 from . import _host
 from ._host import (
@@ -479,16 +480,23 @@ class StatePersistence(
             raise receipt.interrupted
         return receipt
 
-    async def fail_held(self, exc: BaseException) -> None:
-        """Record a node that returned as failed, because `exc` kept its next from being recorded.
+    async def leave(self, exc: BaseException | None) -> None:
+        """Leave nothing in hand when a run is left, whatever is cancelled meanwhile.
 
-        Unless that is an `Exception` it was interrupted, and runs again.
+        A node that has returned, and whose next is not recorded, has failed: the 1.x host finds only then
+        that what it returned is no node. If `exc` is no `Exception` it was interrupted, and runs again.
 
-        Does nothing if there is no such node. `snapshot_node` and `snapshot_end` do this themselves.
+        Args:
+            exc: Why it is left, `None` at its end.
         """
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            await self._fail(ended, exc)
+        with CancelScope(shield=True):
+            ended, self._ended = self._ended, None
+            if ended is not None:
+                if exc is None:
+                    self._ended = ended
+                else:
+                    await self._fail(ended, exc)
+            await self.release()
 
     async def _fail(self, ended: StatusChange, exc: BaseException) -> None:
         change = broken(ended.snapshot_id, ended.duration, breaking(exc), exc)

@@ -66,13 +66,16 @@ class RunFile(LoggedRun):
     is interrupted in between, by Ctrl-C too, is read anew.
     """
 
+    path: Path
+    """The file, from wherever it is looked at."""
+
     def __init__(self, path: Path, run_id: str, clock: Callable[[], datetime], *, durable: bool):
         self.run_id = run_id
         self.clock = clock
         self.prompt = False
         self.log = RunLog(run_id)
         self._given = path
-        self._absolute = os.path.abspath(path)  # whatever the current directory is later
+        self.path = path.absolute()
         self._durable = durable
         self._mutex = threading.Lock()
         self._version: _Version | None = None
@@ -81,7 +84,7 @@ class RunFile(LoggedRun):
     @cached_property
     def _path(self) -> str:
         # through links, so that a commit replaces the file and not a link to it
-        return os.path.realpath(self._absolute)
+        return os.path.realpath(self.path)
 
     @cached_property
     def _temporary(self) -> str:

@@ -361,12 +361,14 @@ class Database:
                 roll_back(db)
                 raise
             made()
-            if db.total_changes == before:
-                return value
+            wrote = db.total_changes != before
             with self._queue_mutex:
                 self._syncing += 1
         try:
-            self._disk.sync()
+            if wrote:
+                self._disk.sync()
+            else:
+                self._disk.check()
         except OSError as exc:
             raise StorageError(str(self.path), 'make durable', exc, receipt=Receipt()) from exc
         finally:

@@ -135,6 +135,15 @@ class Disk:
             return StorageError(str(self.path), 'make durable', exc, receipt=receipt)
         return another(exc)
 
+    def check(self) -> None:
+        """Refuse if what was committed before may not have come to it.
+
+        Raises:
+            OSError: if that is so.
+        """
+        if (log := self.log) is not None:
+            log.check()
+
     def sync(self) -> None:
         """Wait until all that was committed is on it.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -101,7 +100,7 @@ class SqliteStore(Store):
         self._lock_timeout = busy_timeout
         self._lease = lease
         self._verify = verify
-        self._database = Database(Path(os.path.abspath(path)), durable=durable, busy_timeout=busy_timeout)
+        self._database = Database(self.path.absolute(), durable=durable, busy_timeout=busy_timeout)
         self._open('check', ())  # the options are wrong here, not where the first run is asked for
 
     def __repr__(self) -> str:
@@ -143,8 +142,10 @@ class SqliteStore(Store):
     def _delete(self, run_id: str, ended_before: datetime | None = None) -> bool:
         run = self._database.write(lambda db: delete(db, run_id, self.clock(), ended_before))
         if run is not None:
-            with suppress(LockTimeoutError, StorageError):  # it is deleted; what is left goes the next time
+            try:
                 self._sweep(run)
+            except (LockTimeoutError, StorageError):  # it is deleted; what is left goes the next time
+                return True
         with suppress(GraphkeepError, LockBusy):
             self._sweep_others()
         return run is not None

@@ -83,14 +83,22 @@ class WriteAheadLog:
         """
         if self._closed:
             return
-        if self._doubtful is not None:
-            # the system says once that something is not on the disk, and then no more
-            raise another(self._doubtful)
+        self.check()
         try:
             getattr(os, 'fdatasync', os.fsync)(self._file)
         except OSError as exc:
             self._doubtful = exc
             raise
+
+    def check(self) -> None:
+        """Refuse if what is in it may not have come to the disk.
+
+        Raises:
+            OSError: if that is so.
+        """
+        if self._doubtful is not None:
+            # the system says once that something is not on the disk, and then no more
+            raise another(self._doubtful)
 
     def close(self) -> None:
         """Look at it no more; to be called when all in it is on the disk, before its connection is closed."""

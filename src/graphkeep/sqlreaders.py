@@ -24,6 +24,7 @@ class Readers:
         # by the thread itself: its number may be another one's as soon as it has ended
         self._readers: dict[threading.Thread, _Reader] = {}
         self._opening = threading.Lock()  # who may open one
+        self._paused = False  # whether nobody may because of a fork
 
     def ready(self, thread: threading.Thread) -> bool:
         """Whether this thread has a connection that nobody is using, so that there is nothing to wait for."""
@@ -73,17 +74,20 @@ class Readers:
         """
         if not self._opening.acquire(timeout=remaining(until)):
             return False
+        self._paused = True
         closed = False
         try:
             closed = self.close(until)
         finally:
             if not closed:
-                self._opening.release()
+                self.resume()
         return closed
 
     def resume(self) -> None:
-        """Let connections be opened again."""
-        self._opening.release()
+        """Let connections be opened again; idempotent."""
+        if self._paused:
+            self._paused = False
+            self._opening.release()
 
     def connections(self) -> list[sqlite3.Connection | None]:
         """Return the connections."""

@@ -88,7 +88,6 @@ def _write_start(
     moved = stamp(began) or 0
     updated = max(moved, view.updated)
     in_hand = f'[[{seq},"running",{moved},null,{attempt},{_quoted(owner)},null]]'
-    claims.unsure = True  # as long as an interrupt may come before it is known
     values = 'running', last, updated, fence, dump_owner(take), stamp(expires), in_hand
     if not begin_step(db, (*values, view.run, view.version)):
         return None

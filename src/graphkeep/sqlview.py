@@ -188,11 +188,6 @@ class SqlView:
                     break
         return records
 
-    @property
-    def open(self) -> list[StepRecord]:
-        """The records that are pending or running."""
-        return list(self.in_hand.values())
-
     def find(self, snapshot_id: str) -> StepRecord | None:
         """Return the record of the newest snapshot with this id."""
         if (record := self.known.get(snapshot_id)) is not None or self.run is None:

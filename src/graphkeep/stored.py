@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
+import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from . import _host
@@ -17,8 +18,8 @@ from .backend import LockBusy, RunBackend
 from .calls import Calling, answer, call
 from .claims import Claims, Commitment, node_guard
 from .codec import Codec
-from .commit import About, Commit, Receipt, Row, StepRecord, Tail
-from .errors import OwnershipLostError
+from .commit import About, Commit, Receipt, Row, StatusChange, StepRecord, Tail
+from .errors import GraphkeepError, OwnershipLostError
 from .guard import Guard
 from .names import check_tags
 from .offload import redeliver, submit
@@ -26,6 +27,7 @@ from .persistence import StatePersistence
 from .promise import Work
 from .runinfo import check_moment, is_number
 from .snapshots import Snapshot
+from .status import RELEASE
 from .turns import Stint, Turns
 
 __all__ = ('LEASE', 'LOCK_TIMEOUT', 'Durability', 'StoredStatePersistence', 'check_durability')
@@ -255,14 +257,42 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         await super().release()
         await self._give_up()
 
+    async def leave(self, exc: BaseException | None) -> None:
+        """Leave nothing in hand when a run is left, whatever is cancelled meanwhile."""
+        await super().leave(exc)
+        with anyio.CancelScope(shield=True):
+            await self.make_certain(exc)
+
+    async def make_certain(self, exc: BaseException | None) -> None:
+        """Give back what is in hand, whatever this instance knows of it, if `exc` is an interrupt.
+
+        Ctrl-C, and `sys.exit` in a signal handler, may come between what is written and what is known of it.
+        """
+        if exc is None or isinstance(exc, (Exception, anyio.get_cancelled_exc_class())):
+            return
+        try:
+            await self._give_back()
+        except GraphkeepError as other:
+            exc.add_note(f'What was in hand could not be given back: {other}')
+
+    async def _give_back(self) -> None:
+        """Give back what is stored as being in this instance's hands."""
+        claims = self._claims
+        in_hand, tail = claims.in_hand, await self._tail()
+        # unless another task has done something meanwhile, and knows of it
+        if claims.in_hand is in_hand and claims.find_out(tail):
+            changes = [
+                StatusChange(snapshot_id, RELEASE, reason='its owner was interrupted')
+                for snapshot_id in sorted(claims.in_hand)
+            ]
+            with suppress(OwnershipLostError):
+                await self._land(Commit(changes=changes, must_land=True))
+
     async def _give_up(self) -> None:
         """Keep the run no more, if nothing of it is in hand."""
         self._claims.keeping = False
-        if self._claims.unsure:
-            self._claims.find_out((await self._tail()).ownership)
         if self._claims.fence is not None and not self._claims.in_hand:
-            with suppress(OwnershipLostError):  # then it is not this instance's to give back
-                await self._land(Commit(must_land=True))
+            await self._give_back()
 
     def _now(self) -> datetime:
         return self._backend.clock()

@@ -17,7 +17,7 @@ import anyio
 import anyio.lowlevel
 from anyio.lowlevel import RunVar
 
-from .offload import asyncio_task, finished
+from .offload import asked, asyncio_task, caught, finished, later
 from .promise import Work
 
 __all__ = ('Gatherer', 'Stint', 'Turns')
@@ -91,10 +91,11 @@ class Stint:
         if work.done():
             return None
         interrupted: BaseException | None = None
+        before = asked()
         try:
             await turns.after(work)
         except asyncio.CancelledError as exc:
-            interrupted = await finished(work) or exc
+            interrupted = later(caught(exc, before), await finished(work))
         # in a crowd a turn ends with the next thing that is done together; and on trio it has not given way,
         # for no cancellation was raised
         if not turns.crowded and not turns.on_trio:

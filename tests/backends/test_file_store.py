@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from graphkeep import CorruptSnapshotError, FileStatePersistence, FileStore, StorageError
+from graphkeep import CorruptSnapshotError, FileStatePersistence, FileStore, SqliteStore, StorageError
 from graphkeep.runfile import RunFile
 from graphkeep.runinfo import RunInfo
 from tests.backends.faults import Call, FaultyOs, put_os
@@ -343,3 +344,21 @@ async def test_relative_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [info.id for info in await store.runs()] == ['after', 'before']
     assert {path.name for path in tmp_path.glob('**/*.json')} == {'before.json', 'after.json', 'one.json'}
     assert not [*(tmp_path / 'elsewhere').iterdir()]
+    again = copy.deepcopy(one)
+    again.set_graph_types(count_up)
+    assert len(await again.load_all()) == 1
+
+
+async def test_directory_above_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is above a link is above what it leads to, as the system has it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'real' / 'sub').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to(tmp_path / 'real' / 'sub')
+    await begin(FileStore('link/../runs'), 'run')
+    one = FileStatePersistence('link/../one.json')
+    one.set_graph_types(count_up)
+    await one.snapshot_node(Tally(), Count())
+    async with SqliteStore('link/../runs.db') as store:
+        await begin(store, 'run')
+        assert {'runs', 'one.json', 'runs.db'} <= {path.name for path in (tmp_path / 'real').iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == {'link', 'real'}

@@ -1002,6 +1002,22 @@ async def test_writes_that_change_nothing(path: Path, monkeypatch: pytest.Monkey
         assert len(syncs) == 12
 
 
+async def test_deleting_that_may_not_last(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Who asks for a run to be deleted whose deleting may not have come to the disk is told so each time."""
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, 'no')
+
+    async with used(path, durability='full') as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, 'fdatasync', fail)
+            with pytest.raises(StorageError, match='make durable'):
+                await store.delete('ended')
+        for _ in range(2):
+            with pytest.raises(StorageError, match='make durable'):
+                await store.delete('ended')
+
+
 async def test_symbolic_link(path: Path):
     """A link to a file that does not exist yet is followed: the file is made, for its owner only."""
     real = path.parent / 'new' / 'real.db'

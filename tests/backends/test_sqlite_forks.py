@@ -416,6 +416,20 @@ asyncio.run(main())
     assert stored(path) == sorted([*there, 'anew'])
 
 
+def test_opened_again_twice(tmp_path: Path):
+    """To open a file again that is open already does nothing."""
+    store = SqliteStore(tmp_path / 'runs.db')
+    database = cast(Database, cast(Any, store)._database)
+    asyncio.run(finish(store, 'one'))
+    assert database.pause(time.monotonic() + 5)
+    database.readers.resume()
+    database.resume()
+    database.resume()
+    asyncio.run(finish(store, 'two'))
+    assert len(asyncio.run(store.runs())) == 2
+    asyncio.run(store.aclose())
+
+
 INTERRUPTED = """
 import _thread, asyncio, logging, os, signal, sys
 import anyio, filelock, pydantic_graph  # whose hooks come before that one

@@ -33,7 +33,7 @@ from graphkeep import (
 from graphkeep.claims import Commitment
 from graphkeep.commit import Commit, Receipt, StatusChange
 from graphkeep.runinfo import RunQuery
-from graphkeep.status import CLAIM, START
+from graphkeep.status import CLAIM, START, SUCCEED, Transition
 from tests.backends.stores import (
     ANSWER,
     STORES,
@@ -484,8 +484,11 @@ async def test_begun_again(store: Store):
 
 @pytest.mark.parametrize('claims', [True, False])
 @pytest.mark.parametrize('number', [1, 2, 3])
-async def test_interrupted_unawares(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, claims: bool, number: int):
-    """An interrupt after the start of a node is stored, and before that is known, leaves nothing in hand."""
+@pytest.mark.parametrize('transition', [START, SUCCEED], ids=lambda transition: transition.name)
+async def test_interrupted_unawares(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, claims: bool, number: int, transition: Transition
+):
+    """An interrupt after a start or an end is stored, and before that is known, leaves nothing in hand."""
     store = await shelf.open()
     await begin(store, 'run')
     persistence = await store.claim() if claims else store.run('run')
@@ -493,7 +496,7 @@ async def test_interrupted_unawares(shelf: Shelf, monkeypatch: pytest.MonkeyPatc
     settle, starts = Commitment.settle, list[Commitment]()
 
     def interrupt(turn: Commitment, receipt: Receipt) -> None:
-        if any(change.transition is START for change in turn.commit.changes):
+        if any(change.transition is transition for change in turn.commit.changes):
             starts.append(turn)
             if len(starts) == number:
                 raise KeyboardInterrupt
@@ -504,7 +507,6 @@ async def test_interrupted_unawares(shelf: Shelf, monkeypatch: pytest.MonkeyPatc
         await finish(persistence)
     monkeypatch.undo()
     # it was released, whatever its instance knows of it, and that goes on as well as any other
-    await persistence.release()
     assert (await info(store, 'run')).status == 'created'
     other = await store.claim()
     assert other is not None

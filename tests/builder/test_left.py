@@ -24,6 +24,9 @@ from graphkeep import (
     iter_or_resume,
     run_or_resume,
 )
+from graphkeep.claims import Commitment
+from graphkeep.commit import Receipt
+from graphkeep.status import START
 from tests.backends.stores import Shelf
 from tests.builder.graphs import CASES, Case
 from tests.builder.trails import Trail, chain, early, looping, mapped, raising, record
@@ -521,3 +524,26 @@ async def test_attempts_whose_commit_had_to_wait():
         async for _ in run:
             pass
     assert [r.attempt for r in await store.history('r') if r.node_id in ('slow', 'quick')] == [2, 2]
+
+
+@pytest.mark.parametrize('begun', [True, False])
+async def test_interrupted_unawares(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, begun: bool):
+    """An interrupt after the start of a run is stored, and before that is known, leaves nothing in hand."""
+    store, graph, settle = await shelf.open(), PersistentGraph(chain()), Commitment.settle
+    if begun:
+        await graph.initialize(persistence=store.run('r'), state=Trail(), inputs=2)
+    persistence = store.run('r')
+
+    def interrupt(turn: Commitment, receipt: Receipt) -> None:
+        if any(change.transition is START for change in turn.commit.changes):
+            raise KeyboardInterrupt
+        settle(turn, receipt)
+
+    monkeypatch.setattr(Commitment, 'settle', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        await run_or_resume(graph, persistence=persistence, state=Trail(), inputs=2)
+    monkeypatch.undo()
+    (info,) = await store.runs()
+    assert (info.status, info.owner) == ('created', None)
+    expected = await chain().run(state=Trail(), inputs=2)
+    assert await run_or_resume(graph, persistence=store.run('r'), state=Trail(), inputs=2) == expected

@@ -130,6 +130,32 @@ async def test_cancellation_after_an_error():
     assert reached == ['the error']
 
 
+@pytest.mark.parametrize('outer', [True, False])
+@pytest.mark.parametrize('inner', [asyncio.timeout, anyio.fail_after, anyio.move_on_after])
+async def test_cancelled_beside_a_timeout(inner: Callable[[float], Any], outer: bool):
+    """What else was asked for while an inner timeout ran out is not taken back with that when it is left."""
+    reached = list[str]()
+
+    async def refused_within() -> None:
+        with pytest.raises(ValueError, match='it failed'):
+            await within(inner(0.01))
+        reached.append('the error')
+        await asyncio.sleep(5)
+        reached.append('what comes then')
+
+    async def timed() -> None:
+        async with asyncio.timeout(0.03):
+            await refused_within()
+
+    task = asyncio.create_task(timed() if outer else refused_within())
+    if not outer:
+        await asyncio.sleep(0.03)
+        task.cancel()
+    with pytest.raises(TimeoutError if outer else asyncio.CancelledError):
+        await task
+    assert reached == ['the error']
+
+
 async def within(limit: Any) -> None:
     """Be refused within this limit, whichever library it is of."""
     if isinstance(limit, asyncio.Timeout):
