@@ -74,13 +74,17 @@ class Claims:
     def find_out(self, tail: Tail) -> bool:
         """Know what is in hand from what is stored; return whether this instance has the run."""
         owner, has = tail.ownership.owner, False
-        with self.mutex:
+        if not self.mutex.acquire(blocking=False):
+            return False  # a write is under way, or an interrupt has left it so
+        try:
             if owner is not None and owner.id == self.owner.id:
                 # what no owner is on record with may be in another's hands, who does not know of owners
                 self.in_hand = {row.record.id for row in tail.open if row.record.owner is not None}
                 self.fence, has = tail.ownership.fence, True
             else:
                 self.forget()
+        finally:
+            self.mutex.release()
         return has
 
     def forget(self) -> None:

@@ -118,6 +118,11 @@ class SqliteStore(Store):
         Idempotent. A run that is still in hand stays so: each time that its lease is renewed, and when it is
         given back, the file is opened for as long as that takes. What else is asked for later opens the file
         again, and it stays open until the store is closed once more.
+
+        Raises:
+            CorruptSnapshotError: if the write-ahead log was deleted meanwhile. It is closed all the same.
+            StorageError: if SQLite could not close it.
+            LockTimeoutError: if another thread was writing for longer than `busy_timeout`.
         """
         self._database.close_soon()
         work = self._threads.submit(self._database.close)
