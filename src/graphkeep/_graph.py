@@ -203,13 +203,13 @@ class Graph(Generic[StateT, DepsT, RunEndT]):
         if infer_name:
             naming.infer_name(self, skip_context_manager(inspect.currentframe()))
         persistence.set_graph_types(self)
+        if (snapshot := await persistence.load_next()) is None:
+            if isinstance(persistence, StatePersistence):
+                raise await persistence.why_unresumable()
+            raise GraphRuntimeError('Unable to restore snapshot from state persistence.')
+        set_snapshot_id(snapshot.node, snapshot.id)
         leaving = Leaving(persistence) if isinstance(persistence, StatePersistence) else nullcontext()
         async with leaving:
-            if (snapshot := await persistence.load_next()) is None:
-                if isinstance(persistence, StatePersistence):
-                    raise await persistence.why_unresumable()
-                raise GraphRuntimeError('Unable to restore snapshot from state persistence.')
-            set_snapshot_id(snapshot.node, snapshot.id)
             with self._traced(span) as traceparent:
                 yield GraphRun(
                     graph=self,

@@ -71,11 +71,15 @@ class Claims:
         self.fence = None
         self.keeping = False
 
-    def find_out(self, tail: Tail) -> bool:
-        """Know what is in hand from what is stored; return whether this instance has the run."""
+    def find_out(self, tail: Tail) -> bool | None:
+        """Know what is in hand from what is stored.
+
+        Returns:
+            Whether this instance has the run; `None` if a write of it is under way, and nothing was done.
+        """
         owner, has = tail.ownership.owner, False
         if not self.mutex.acquire(blocking=False):
-            return False  # a write is under way, or an interrupt has left it so
+            return None
         try:
             if owner is not None and owner.id == self.owner.id:
                 # what no owner is on record with may be in another's hands, who does not know of owners

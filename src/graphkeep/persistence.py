@@ -236,6 +236,9 @@ class StatePersistence(
             changes.append(StatusChange(row.record.id, CLAIM))
             try:
                 receipt = await self._commit(Commit(changes=changes))
+            except (KeyboardInterrupt, SystemExit) as exc:
+                await self.make_certain(exc)
+                raise
             except (SnapshotStatusError, UnknownSnapshotError) as exc:
                 # somebody else was faster, or has deleted the run: look again
                 seen = [row.record for row in tail.rows], tail.ownership
@@ -490,13 +493,17 @@ class StatePersistence(
             exc: Why it is left, `None` at its end.
         """
         with CancelScope(shield=True):
-            ended, self._ended = self._ended, None
-            if ended is not None:
-                if exc is None:
-                    self._ended = ended
-                else:
-                    await self._fail(ended, exc)
+            if exc is not None and self._ended is not None:
+                ended, self._ended = self._ended, None
+                await self._fail(ended, exc)
+            await self.make_certain(exc)
             await self.release()
+
+    async def make_certain(self, exc: BaseException | None) -> None:
+        """Give back what is in hand, whatever this instance knows of it, if `exc` is an interrupt.
+
+        Where nobody else can have the run there is nothing to give back.
+        """
 
     async def _fail(self, ended: StatusChange, exc: BaseException) -> None:
         change = broken(ended.snapshot_id, ended.duration, breaking(exc), exc)

@@ -400,7 +400,7 @@ class Database:
     def _close_if_idle(self) -> bool:
         """Close every connection, unless something is under way."""
         writer = self._writer
-        with self._mutex_of_writer(), translated(self.path, 'close'):
+        with writer.mutex, translated(self.path, 'close'):
             if self._syncing or self._disk.busy or not (self._idle.is_set() and writer.backed.is_set()):
                 return False
             self._shut, gone = True, writer.log_is_gone
@@ -461,22 +461,16 @@ class Database:
         """Give the connection that writes, alone, once the log is not too long."""
         writer = self._writer
         writer.wait()  # here, where it delays no event loop
-        with self._mutex_of_writer():
-            db = writer.db or self._opened(until)
-            writer.go_on(self._back)
-            yield db
-
-    @contextmanager
-    def _mutex_of_writer(self) -> Generator[None]:
-        mutex = self._writer.mutex
         patience = max(BRIEFLY, min(self.busy_timeout, threading.TIMEOUT_MAX))
-        while not mutex.acquire(timeout=patience):
+        while not writer.mutex.acquire(timeout=patience):
             if not self._paused:  # else it is not for long
                 raise LockTimeoutError(str(self.path), self.busy_timeout)
         try:
-            yield
+            db = writer.db or self._opened(until)
+            writer.go_on(self._back)
+            yield db
         finally:
-            mutex.release()
+            writer.mutex.release()
 
     def _opened(self, until: float) -> sqlite3.Connection:
         db = self._patiently(self._writer.open, until)

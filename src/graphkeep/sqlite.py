@@ -122,7 +122,6 @@ class SqliteStore(Store):
         Raises:
             CorruptSnapshotError: if the write-ahead log was deleted meanwhile. It is closed all the same.
             StorageError: if SQLite could not close it.
-            LockTimeoutError: if another thread was writing for longer than `busy_timeout`.
         """
         self._database.close_soon()
         work = self._threads.submit(self._database.close)

@@ -7,15 +7,12 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
 
 from .backend import LockBusy
 from .sqlfork import remaining
 from .sqlopen import open_file, translated
 
 __all__ = ('Readers', 'roll_back')
-
-_BRIEFLY: Final = 0.05  # seconds to wait for whoever else uses the connection of a thread
 
 
 class Readers:
@@ -50,15 +47,9 @@ class Readers:
 
     @contextmanager
     def connected(self, thread: threading.Thread) -> Generator[sqlite3.Connection]:
-        """Give the connection of a thread, alone.
-
-        Raises:
-            LockBusy: if somebody else is using it.
-        """
+        """Give the connection of a thread, alone."""
         reader = self._reader(thread)
-        if not reader.mutex.acquire(timeout=_BRIEFLY):
-            raise LockBusy
-        try:
+        with reader.mutex:
             if (db := reader.db) is None:
                 with self._opening, translated(self._path, 'read'):
                     # so that it is known; unless somebody else has opened one for a thread that has ended
@@ -66,8 +57,6 @@ class Readers:
                         raise LockBusy
                     db = reader.db = open_file(self._path, durable=self._durable)
             yield db
-        finally:
-            reader.mutex.release()
 
     def close(self, until: float | None = None) -> bool:
         """Close every connection; each is opened again when its thread reads again.

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -19,10 +19,10 @@ from .calls import Calling, answer, call
 from .claims import Claims, Commitment, node_guard
 from .codec import Codec
 from .commit import About, Commit, Receipt, Row, StatusChange, StepRecord, Tail
-from .errors import GraphkeepError, OwnershipLostError
+from .errors import GraphkeepError, LockTimeoutError, OwnershipLostError
 from .guard import Guard
 from .names import check_tags
-from .offload import redeliver, submit
+from .offload import later, pause, redeliver, submit
 from .persistence import StatePersistence
 from .promise import Work
 from .runinfo import check_moment, is_number
@@ -36,6 +36,7 @@ T = TypeVar('T')
 
 _LONGEST: Final = 10**9
 # seconds: some thirty years, so that there is a date when a lease runs out
+_AGAIN: Final = 0.01  # seconds after which to look again whether a write is still under way
 _MANY: Final = 200
 # rows and changes of a commit: with more the event loop goes on while a thread writes
 
@@ -205,7 +206,7 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         )
         if isinstance(made, Receipt):
             return _interrupted(made, interrupted)
-        return _lasting(made, await stint.ended(made, stint.turns) or interrupted)
+        return _lasting(made, later(interrupted, await stint.ended(made, stint.turns)))
 
     async def _tail(self) -> Tail:
         backend = self._backend
@@ -257,42 +258,54 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
         await super().release()
         await self._give_up()
 
-    async def leave(self, exc: BaseException | None) -> None:
-        """Leave nothing in hand when a run is left, whatever is cancelled meanwhile."""
-        await super().leave(exc)
-        with anyio.CancelScope(shield=True):
-            await self.make_certain(exc)
-
     async def make_certain(self, exc: BaseException | None) -> None:
         """Give back what is in hand, whatever this instance knows of it, if `exc` is an interrupt.
 
         Ctrl-C, and `sys.exit` in a signal handler, may come between what is written and what is known of it.
         """
-        if exc is None or isinstance(exc, (Exception, anyio.get_cancelled_exc_class())):
+        if exc is None or not _interrupts(exc):
             return
-        try:
-            await self._give_back()
-        except GraphkeepError as other:
-            exc.add_note(f'What was in hand could not be given back: {other}')
+        with anyio.CancelScope(shield=True):
+            try:
+                interrupted = await self._give_back()
+            except GraphkeepError as other:
+                exc.add_note(f'What was in hand could not be given back: {other}')
+            else:
+                redeliver(interrupted)
 
-    async def _give_back(self) -> None:
-        """Give back what is stored as being in this instance's hands."""
-        claims = self._claims
-        in_hand, tail = claims.in_hand, await self._tail()
-        # unless another task has done something meanwhile, and knows of it
-        if claims.in_hand is in_hand and claims.find_out(tail):
-            changes = [
-                StatusChange(snapshot_id, RELEASE, reason='its owner was interrupted')
-                for snapshot_id in sorted(claims.in_hand)
-            ]
-            with suppress(OwnershipLostError):
-                await self._land(Commit(changes=changes, must_land=True))
+    async def _give_back(self) -> BaseException | None:
+        """Give back what is stored as being in this instance's hands; return what was cancelled meanwhile."""
+        claims, read = self._claims, self._backend.tail
+        interrupted: BaseException | None = None
+        waited = 0.0
+        while True:
+            # in another thread, for this one may have been interrupted while it read
+            how = Calling(self._place, self.lock_timeout, inline=False, stubborn=True)
+            tail, again = await call(read, partial(submit, read), how)
+            interrupted = later(interrupted, again)
+            if (has := claims.find_out(tail)) is not None:
+                break
+            if waited >= self.lock_timeout:
+                raise LockTimeoutError(self._place, self.lock_timeout)
+            interrupted = later(interrupted, await pause(_AGAIN, stubborn=True))
+            waited += _AGAIN
+        if not has:
+            return interrupted
+        changes = [
+            StatusChange(snapshot_id, RELEASE, reason='its owner was interrupted')
+            for snapshot_id in sorted(claims.in_hand)
+        ]
+        with suppress(OwnershipLostError):
+            receipt = await self._commit(Commit(changes=changes, must_land=True))
+            interrupted = later(interrupted, receipt.interrupted)
+        return interrupted
 
     async def _give_up(self) -> None:
         """Keep the run no more, if nothing of it is in hand."""
         self._claims.keeping = False
         if self._claims.fence is not None and not self._claims.in_hand:
-            await self._give_back()
+            with suppress(OwnershipLostError):  # then it is not this instance's to give back
+                await self._land(Commit(must_land=True))
 
     def _now(self) -> datetime:
         return self._backend.clock()
@@ -312,3 +325,10 @@ def _lasting(made: Work[Receipt], interrupted: BaseException | None) -> Receipt:
 
 def _interrupted(receipt: Receipt, interrupted: BaseException | None) -> Receipt:
     return receipt if interrupted is None else replace(receipt, interrupted=interrupted)
+
+
+def _interrupts(exc: BaseException) -> bool:
+    """Whether this came from a signal, or ends the process."""
+    if isinstance(exc, BaseExceptionGroup):
+        return any(map(_interrupts, cast('BaseExceptionGroup[BaseException]', exc).exceptions))
+    return isinstance(exc, (KeyboardInterrupt, SystemExit))

@@ -78,23 +78,6 @@ async def test_one_wait_for_both(path: Path):
         assert time.monotonic() - begun < 0.95
 
 
-async def test_lock_that_is_left(path: Path):
-    """A lock that an interrupted thread has left taken is waited for no longer than any other."""
-    async with SqliteStore(path, busy_timeout=0.1) as store:
-        await begin(store, 'run')
-        persistence = store.run('run')
-        persistence.set_graph_types(count_up)
-        assert await persistence.last_state() == Tally()
-        here = database(store)
-        reader = cast('Any', here.readers)._readers[threading.current_thread()]
-        with anyio.fail_after(5):
-            with reader.mutex, pytest.raises(LockTimeoutError):
-                await persistence.last_state()
-            with here._writer.mutex, pytest.raises(LockTimeoutError):
-                await store.aclose()
-        assert await persistence.last_state() == Tally()
-
-
 async def test_wait_without_end(path: Path):
     """A store may be told to wait for ever."""
     async with SqliteStore(path, busy_timeout=float('inf')) as store:

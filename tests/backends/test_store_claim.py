@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import Any, get_args
 
 import anyio
@@ -535,3 +536,61 @@ async def test_interrupted_between_the_two(store: Store, monkeypatch: pytest.Mon
         ('released', 'interrupted by KeyboardInterrupt')
     ]
     assert await finish(store.run('run')) == ANSWER
+
+
+@pytest.mark.parametrize('way', ['Store.claim', 'claim', 'load_next'])
+async def test_interrupted_while_claiming(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, way: str):
+    """An interrupt after a claim is stored, and before that is known, leaves nothing in hand."""
+    store = await shelf.open()
+    await begin(store, 'run')
+    persistence = store.run('run')
+    persistence.set_graph_types(count_up)
+
+    def interrupt(turn: Commitment, receipt: Receipt) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Commitment, 'settle', interrupt)
+    calls = {'Store.claim': store.claim, 'claim': persistence.claim, 'load_next': persistence.load_next}
+    with pytest.raises(KeyboardInterrupt):
+        await calls[way]()
+    found = await info(store, 'run')
+    assert (found.status, found.owner) == ('created', None)
+    assert await finish(persistence) == ANSWER
+
+
+async def test_left_while_renewed(store: Store):
+    """A run that is released while its lease is renewed, or by who is cancelled, is given up all the same."""
+    for cancelled in (False, True):
+        await begin(store, f'{cancelled}')
+        persistence = await store.claim()
+        assert persistence is not None
+        persistence.set_graph_types(count_up)
+        async with persistence.record_run((await persistence.load_history())[0].id):
+            pass
+        await persistence.snapshot_node(Tally(), Count())
+        persistence._claims.mutex.acquire()
+        Timer(0.1, persistence._claims.mutex.release).start()
+        with anyio.CancelScope() as scope:
+            if cancelled:
+                scope.cancel()
+            await persistence.release()
+        found = await info(store, f'{cancelled}')
+        assert (found.status, found.owner) == ('created', None)
+        assert await store.delete(f'{cancelled}')
+
+
+async def test_closed_late(shelf: Shelf):
+    """A generator that is closed while another task goes on with the run takes nothing from that."""
+    store = await shelf.open()
+    await begin(store, 'run')
+    persistence = store.run('run')
+    persistence.set_graph_types(count_up)
+    snapshot = await persistence.load_next()
+    assert snapshot is not None
+    async with persistence.record_run(snapshot.id):
+        await persistence.make_certain(GeneratorExit())
+        await persistence.make_certain(ValueError())
+        assert (await info(store, 'run')).status == 'running'
+    await persistence.snapshot_node(Tally(), Count())
+    assert await statuses(store, 'run') == ['success', 'created']
