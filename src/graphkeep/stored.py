@@ -189,7 +189,7 @@ class StoredStatePersistence(StatePersistence[StateT, RunEndT]):
                 await stint.give_way()
             if inline and backend.gathers(turns):  # asked again, for by now there may be many
                 together = turns
-                if turns.on_trio and not commit.must_land:
+                if not commit.must_land:
                     await checkpoint_if_cancelled()
         if inline:
             try:

@@ -79,6 +79,8 @@ class Stint:
         """Let all others have their turn, and a cancellation be raised."""
         turns = self.turns
         await turns.next()
+        # anyio cancels no task whose wait has ended, and with others beside it that may be so each time
+        await anyio.lowlevel.checkpoint_if_cancelled()
         self._lasts = turns.lasts
         self._began = perf_counter()
 
